@@ -1,0 +1,9 @@
+//! vault: a content-addressed, deduplicating, compressing, encrypting backup store for databases.
+//!
+//! Arrows point one way: `cli -> ops -> pipeline, repo -> backend, source, format, seal, chunk -> id, limits`.
+//! The bytes of a repository are described in `format-spec/`; `docs/architecture.md` is the map of this code.
+
+pub mod backend;
+pub mod id;
+pub mod limits;
+pub mod progress;

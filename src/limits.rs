@@ -1,0 +1,81 @@
+//! Every size, count and bound, and the sum that memory is bounded by.
+//!
+//! # Memory
+//!
+//! A backup holds at most, with `S` sealers and `W` streams read side by side:
+//!
+//! | what | bytes |
+//! |---|---|
+//! | streams being cut: `W x` ([`STREAM_BUFFER_BYTES`]) and one blob each ([`BLOB_BYTES_TARGET`] + [`CHUNK_BYTES_MAX`]) | 2.3 MiB x W |
+//! | blobs waiting for a sealer: [`SEAL_QUEUE_BLOBS`] | 1.3 MiB x 4 |
+//! | each sealer: its blob, the sealed bytes, the copy inflated again, the zstd contexts | 8 MiB x S |
+//! | packs being filled or put: 1 + [`PUT_QUEUE_PACKS`] + uploaders, each [`PACK_BYTES_TARGET`] + one blob | 17 MiB x 3 |
+//! | chunks not yet in an index object: [`INDEX_CHUNKS_MAX`] entries | 10 MiB |
+//! | SQLite page cache | 8 MiB |
+//!
+//! With two sealers and four streams that is below 100 MiB, whatever the size of the database. Argon2id takes 64 MiB
+//! once, before any of these exists. A restore holds [`READ_AHEAD_BLOBS`] inflated blobs and two pack ranges.
+
+/// Smallest, normal and largest chunk in bytes of the standard geometry (format-spec/chunking.md).
+pub const CHUNK_BYTES_MIN_STD: u32 = 16 << 10;
+pub const CHUNK_BYTES_AVG_STD: u32 = 64 << 10;
+pub const CHUNK_BYTES_MAX_STD: u32 = 256 << 10;
+
+/// No chunk of any geometry is longer than this.
+pub const CHUNK_BYTES_MAX: usize = 1 << 20;
+
+/// A blob is closed when its plaintext has reached this.
+pub const BLOB_BYTES_TARGET: usize = 1 << 20;
+/// No blob's plaintext, nor any other sealed object's, is longer than this.
+pub const RAW_BYTES_MAX: usize = 8 << 20;
+/// Most chunks of one blob, and most bases.
+pub const BLOB_CHUNKS_MAX: usize = 4096;
+pub const BLOB_BASES_MAX: usize = 256;
+/// Most bytes of bases, concatenated, that a blob may be compressed against.
+pub const BASE_BYTES_MAX: usize = 2 << 20;
+/// A blob with bases may rest on blobs with bases, this deep.
+pub const DELTA_DEPTH_MAX: u8 = 8;
+
+/// A pack is closed when its blobs have reached this.
+pub const PACK_BYTES_TARGET: usize = 16 << 20;
+/// No pack is longer than this.
+pub const PACK_BYTES_MAX: usize = 80 << 20;
+/// A pack is also closed when it holds this many chunks, so that its directory stays small.
+pub const PACK_CHUNKS_MAX: usize = 32 << 10;
+
+/// An index object is written when this many chunks wait for one.
+pub const INDEX_CHUNKS_MAX: usize = 48 << 10;
+
+/// Entries of a chunk list that stand in the item line (or manifest) itself; longer lists become list chunks.
+pub const LIST_INLINE_ENTRIES: usize = 16;
+/// What a reader accepts inline.
+pub const LIST_INLINE_ENTRIES_MAX: usize = 4096;
+/// Lists of lists of lists: 65,000 chunks a level make this reach further than any disk.
+pub const STREAM_DEPTH_MAX: u32 = 4;
+
+/// Longest manifest in bytes of JSON.
+pub const MANIFEST_BYTES_MAX: usize = 4 << 20;
+/// Longest item line in bytes.
+pub const ITEM_LINE_BYTES_MAX: usize = 1 << 20;
+/// Longest config object and key slot in bytes; most key slots.
+pub const CONFIG_BYTES_MAX: usize = 64 << 10;
+pub const SLOT_BYTES_MAX: usize = 4 << 10;
+pub const SLOTS_MAX: usize = 64;
+
+/// Cost of Argon2id as vault writes it (RFC 9106, second recommended option).
+pub const ARGON2_M_KIB: u32 = 64 << 10;
+pub const ARGON2_T: u32 = 3;
+pub const ARGON2_P: u32 = 4;
+/// What a reader accepts, decided before anything is allocated.
+pub const ARGON2_M_KIB_RANGE: std::ops::RangeInclusive<u32> = (19 << 10)..=(4 << 20);
+pub const ARGON2_T_RANGE: std::ops::RangeInclusive<u32> = 1..=16;
+pub const ARGON2_P_RANGE: std::ops::RangeInclusive<u32> = 1..=16;
+
+/// Bytes read from a source before they are cut.
+pub const STREAM_BUFFER_BYTES: usize = 1 << 20;
+/// Blobs waiting to be sealed.
+pub const SEAL_QUEUE_BLOBS: usize = 4;
+/// Full packs waiting to be put.
+pub const PUT_QUEUE_PACKS: usize = 1;
+/// Inflated blobs a restore holds ahead of its writer.
+pub const READ_AHEAD_BLOBS: usize = 8;
