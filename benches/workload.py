@@ -6,7 +6,8 @@ shop   pgbench accounts (about 1 % of them updated a day, scattered, by pgbench 
 depot  customers under random uuids (1 % changed), a job queue (a sliding window: finished jobs leave, new ones come),
        prices reloaded whole every night in another order with 2 % of them changed, and float vectors (1 % recomputed).
 
-The server is the one of PGHOST, PGPORT, PGUSER and PGPASSWORD. A database of the workload's name is dropped first.
+The server is the one of PGHOST, PGPORT, PGUSER and PGPASSWORD. The database is vault_bench_shop or
+vault_bench_depot; one that exists is dropped first.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import random
 import subprocess
 import sys
 
+# The database of a workload.
+DATABASE = "vault_bench_{}"
 
 # Documents of one unit of scale, and what a day adds to them.
 DOCUMENT_BYTES = 16_500_000
@@ -25,11 +28,11 @@ DOCUMENT_BYTES_MAX = 1_000_000
 
 
 class Database:
-    """One database of the server in the environment, through psql and its relatives."""
+    """A workload's database on the server in the environment, through psql and its relatives."""
 
-    def __init__(self, name):
-        self.name = name
-        self.env = dict(os.environ, PGDATABASE=name, PGOPTIONS="-c client_min_messages=warning")
+    def __init__(self, workload):
+        self.name = DATABASE.format(workload)
+        self.env = dict(os.environ, PGDATABASE=self.name, PGOPTIONS="-c client_min_messages=warning")
 
     def run(self, *argv, **options):
         subprocess.run(argv, check=True, env=self.env, **options)

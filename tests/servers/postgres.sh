@@ -1,7 +1,7 @@
 #!/bin/bash
 # A throwaway PostgreSQL: UTF8, C.UTF-8, password (scram) over TCP on loopback, superuser postgres.
 #
-#   eval "$(tests/servers/postgres.sh start)"       # PGHOST PGPORT PGUSER PGPASSWORD PGDATABASE, VAULT_SERVER_DIR
+#   eval "$(tests/servers/postgres.sh start)"       # PGHOST PGPORT PGUSER PGPASSWORD, VAULT_SERVER_DIR
 #   tests/servers/postgres.sh stop "$VAULT_SERVER_DIR"
 #
 # VAULT_TEST_PG_ARGS   more arguments for the server, such as "-c max_prepared_transactions=10"
@@ -71,7 +71,7 @@ C
   cd "$DIR/data"
   launch_until answers launch_postgres
   cd /
-  give PGHOST 127.0.0.1 PGPORT "$PORT" PGUSER postgres PGPASSWORD "$PASSWORD" PGDATABASE postgres \
+  give PGHOST 127.0.0.1 PGPORT "$PORT" PGUSER postgres PGPASSWORD "$PASSWORD" \
     VAULT_SERVER_DIR "$DIR" VAULT_SERVER_PID "$PID"
 }
 
