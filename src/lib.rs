@@ -4,6 +4,10 @@
 //! The bytes of a repository are described in `format-spec/`; `docs/architecture.md` is the map of this code.
 
 pub mod backend;
+pub mod chunk;
+pub mod format;
 pub mod id;
 pub mod limits;
 pub mod progress;
+pub mod seal;
+pub mod source;

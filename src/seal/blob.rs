@@ -1,0 +1,209 @@
+//! Blobs: a run of chunks compressed as one, against bases if there are any, and sealed.
+//!
+//! Layout: format-spec/blob.md. Every sealed blob is opened, inflated and compared before it leaves this module.
+
+use zstd::zstd_safe::{CCtx, CParameter, DCtx, ResetDirective};
+
+use crate::format::pack::{BlobContents, BlobKind};
+use crate::seal::boxed::{Compression, OpenError, inflate, open_box, seal_box};
+use crate::seal::keys::{Keys, Kind};
+
+/// Compresses and seals blobs. Holds the codec's contexts and buffers: one a thread.
+pub struct Sealer {
+    deflate: CCtx<'static>,
+    inflate: DCtx<'static>,
+    level: i32,
+    packed: Vec<u8>,
+    contents: Vec<u8>,
+    check: Vec<u8>,
+}
+
+/// A sealed blob did not come back as it went in: memory or codec are broken, nothing was stored.
+#[derive(Debug, thiserror::Error)]
+#[error("a blob did not survive being sealed and opened again; this host's memory may be faulty, nothing was stored")]
+pub struct SealError;
+
+impl Sealer {
+    /// `level` is zstd's, 1 to 19.
+    pub fn new(level: i32) -> Self {
+        Self {
+            deflate: CCtx::create(),
+            inflate: DCtx::create(),
+            level,
+            packed: Vec::new(),
+            contents: Vec::new(),
+            check: Vec::new(),
+        }
+    }
+
+    /// Compresses and seals `plaintext`, the chunks of `contents` in order, and appends the box to `out`.
+    ///
+    /// `bases` is the plaintext of `contents.bases`, concatenated.
+    pub fn seal(
+        &mut self,
+        keys: &Keys,
+        contents: &BlobContents,
+        plaintext: &[u8],
+        bases: &[u8],
+        entropy: &[u8; 32],
+        out: &mut Vec<u8>,
+    ) -> Result<(), SealError> {
+        debug_assert_eq!(contents.raw_bytes(), plaintext.len(), "contents list the plaintext");
+        self.compress(plaintext, bases);
+        let (compression, payload) = if self.packed.len() < plaintext.len() {
+            (Compression::Zstd, &self.packed[..])
+        } else {
+            (Compression::None, plaintext)
+        };
+        self.contents.clear();
+        contents.encode(&mut self.contents);
+        let object_id = keys.blob_list(&self.contents);
+        let start = out.len();
+        seal_box(keys, box_kind(contents.kind), &object_id, compression, plaintext.len(), payload, entropy, out);
+
+        let mut check = std::mem::take(&mut self.check);
+        let same = open_raw(keys, contents.kind, &object_id, &out[start..], bases, &mut self.inflate, &mut check)
+            .is_ok()
+            && check == plaintext;
+        self.check = check;
+        if same { Ok(()) } else { Err(SealError) }
+    }
+
+    /// Compressed size in bytes of `plaintext` against `bases`; leaves the frame in `self.packed`.
+    fn compress(&mut self, plaintext: &[u8], bases: &[u8]) {
+        self.packed.clear();
+        self.packed.reserve(zstd::zstd_safe::compress_bound(plaintext.len()));
+        let set_up = |context: &mut CCtx<'_>, level| -> Result<(), usize> {
+            context.reset(ResetDirective::SessionAndParameters)?;
+            context.set_parameter(CParameter::CompressionLevel(level))?;
+            context.set_parameter(CParameter::ContentSizeFlag(true))?;
+            context.set_parameter(CParameter::ChecksumFlag(false))?;
+            context.set_parameter(CParameter::DictIdFlag(false))?;
+            Ok(())
+        };
+        let done = if bases.is_empty() {
+            set_up(&mut self.deflate, self.level)
+                .and_then(|()| self.deflate.compress2(&mut self.packed, plaintext).map(|_| ()))
+        } else {
+            let mut context = CCtx::create();
+            let window = usize::BITS - (bases.len() + plaintext.len()).leading_zeros();
+            set_up(&mut context, self.level)
+                .and_then(|()| context.set_parameter(CParameter::WindowLog(window.clamp(10, 23))).map(|_| ()))
+                .and_then(|()| context.ref_prefix(bases).map(|_| ()))
+                .and_then(|()| context.compress2(&mut self.packed, plaintext).map(|_| ()))
+        };
+        done.map_err(zstd::zstd_safe::get_error_name)
+            .expect("zstd compresses any bytes into a buffer of its own bound");
+    }
+}
+
+/// Opens blobs. Holds the codec's context: one a thread.
+pub struct Opener {
+    inflate: DCtx<'static>,
+}
+
+impl Default for Opener {
+    fn default() -> Self {
+        Self { inflate: DCtx::create() }
+    }
+}
+
+impl Opener {
+    /// Opens a blob, inflates it and compares every chunk with its name. `out` then holds the plaintext.
+    ///
+    /// `bases` is the plaintext of `contents.bases`, concatenated. On error `out` holds nothing of use.
+    pub fn open(
+        &mut self,
+        keys: &Keys,
+        contents: &BlobContents,
+        sealed: &[u8],
+        bases: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), OpenError> {
+        let mut encoded = Vec::new();
+        contents.encode(&mut encoded);
+        let object_id = keys.blob_list(&encoded);
+        open_raw(keys, contents.kind, &object_id, sealed, bases, &mut self.inflate, out)?;
+        let what = box_kind(contents.kind).word();
+        if out.len() != contents.raw_bytes() {
+            let detail = format!("its chunks add up to {}", contents.raw_bytes());
+            return Err(OpenError::Decompress { what, bytes: out.len(), detail });
+        }
+        let mut rest = &out[..];
+        for chunk in &contents.chunks {
+            let (plaintext, after) = rest.split_at(chunk.bytes as usize);
+            if name_of(keys, contents.kind, plaintext) != chunk.id {
+                return Err(OpenError::Content { what, id: chunk.id });
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+}
+
+/// Names a chunk of a blob of `kind`.
+pub fn name_of(keys: &Keys, kind: BlobKind, plaintext: &[u8]) -> crate::id::ChunkId {
+    match kind {
+        BlobKind::Data => keys.chunk_id(plaintext),
+        BlobKind::Meta => keys.list_id(plaintext),
+    }
+}
+
+fn box_kind(kind: BlobKind) -> Kind {
+    match kind {
+        BlobKind::Data => Kind::DataBlob,
+        BlobKind::Meta => Kind::MetaBlob,
+    }
+}
+
+fn open_raw(
+    keys: &Keys,
+    kind: BlobKind,
+    object_id: &[u8; 32],
+    sealed: &[u8],
+    bases: &[u8],
+    context: &mut DCtx<'static>,
+    out: &mut Vec<u8>,
+) -> Result<(), OpenError> {
+    let kind = box_kind(kind);
+    let opened = open_box(keys, kind, object_id, sealed)?;
+    match opened.compression {
+        Compression::None => {
+            *out = opened.payload;
+            Ok(())
+        }
+        Compression::Zstd => inflate(context, kind.word(), &opened.payload, bases, opened.raw_bytes, out),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::manifest::ChunkEntry;
+    use crate::id::RepoId;
+    use crate::seal::keys::MasterKey;
+
+    #[test]
+    fn blobs_come_back_with_and_without_bases_and_a_wrong_base_is_noticed() {
+        let keys = Keys::derive(&MasterKey { secret: [1; 32], epoch: 0 }, RepoId([2; 16]));
+        let base: Vec<u8> = (0..200_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        let mut text = base[1000..700_000].to_vec();
+        text[5] ^= 1;
+        let entry = |bytes: &[u8]| ChunkEntry { id: keys.chunk_id(bytes), bytes: bytes.len() as u32 };
+        let plain = BlobContents { kind: BlobKind::Data, depth: 0, chunks: vec![entry(&text)], bases: vec![] };
+        let delta = BlobContents { depth: 1, bases: vec![entry(&base)], ..plain.clone() };
+        let (mut sealer, mut opener, mut out) = (Sealer::new(3), Opener::default(), Vec::new());
+        let (mut whole, mut small) = (Vec::new(), Vec::new());
+        sealer.seal(&keys, &plain, &text, &[], &[0; 32], &mut whole).unwrap();
+        sealer.seal(&keys, &delta, &text, &base, &[0; 32], &mut small).unwrap();
+        assert!(small.len() < 1000, "noise that the base holds costs nothing: {}", small.len());
+        opener.open(&keys, &plain, &whole, &[], &mut out).unwrap();
+        assert_eq!(out, text);
+        opener.open(&keys, &delta, &small, &base, &mut out).unwrap();
+        assert_eq!(out, text);
+        let mut other = base.clone();
+        other[300_000] ^= 1;
+        assert!(opener.open(&keys, &delta, &small, &other, &mut out).is_err(), "another base gives other bytes");
+        assert!(opener.open(&keys, &plain, &small, &[], &mut out).is_err(), "the list is part of what is sealed");
+    }
+}

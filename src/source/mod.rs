@@ -1,0 +1,133 @@
+//! What a database (or a folder, or a pipe) is to vault: a run of items out of it, and a run of items back into it.
+//!
+//! A source pushes items into an [`ItemSink`]; a target pulls them from an [`ItemSource`]. Both are implemented by the
+//! layers above, so a source knows nothing of chunks, packs and backends.
+//!
+//! Items are plaintext, never compressed, in a stable order, and nothing volatile (times, positions, tool banners) stands
+//! inside their bytes: that belongs into the facts.
+
+use std::io;
+
+use serde_json::{Map, Value};
+
+pub use crate::format::manifest::Item;
+
+/// Takes the items of one snapshot. Usable from several threads at once.
+pub trait ItemSink: Sync {
+    /// Starts an item.
+    ///
+    /// `order` is its place in the snapshot: every number from 0 up to the last is used exactly once, but items may be
+    /// begun and finished in any order and side by side. Orders that lie far apart are buffered, so begin roughly in order.
+    ///
+    /// `path` is unique in the snapshot: `/`-separated, each component non-empty, not `.` or `..`, without NUL. A component
+    /// that is somebody's name is passed through [`escape_component`]. `kind` is the source's own word for what it is
+    /// (`table-data`, `file`, `stream`...).
+    fn begin<'s>(&'s self, order: u64, path: &str, kind: &str) -> io::Result<Box<dyn ItemStream + 's>>;
+
+    /// Takes over the content of an item of the parent snapshot without reading it again, with new facts.
+    ///
+    /// Returns false if that is not possible (some of its chunks are not certain to be stored): then `begin` it.
+    fn reuse(&self, order: u64, unchanged: &Item, facts: ItemFacts) -> io::Result<bool>;
+}
+
+/// One item being written: bytes in, then [`finish`](ItemStream::finish). Dropped without it, the snapshot fails.
+pub trait ItemStream: io::Write + Send {
+    /// Ends the item. Only after this is it part of the snapshot.
+    fn finish(self: Box<Self>, facts: ItemFacts) -> io::Result<ItemDone>;
+}
+
+/// What a source knows about an item beside its bytes.
+#[derive(Debug, Clone, Default)]
+pub struct ItemFacts {
+    /// Rows, records or points, where the kind has such a thing.
+    pub rows: Option<u64>,
+    /// Whatever the source needs to write it back, or people want to see; documented in format-spec/sources.md.
+    pub meta: Map<String, Value>,
+}
+
+/// What came of an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ItemDone {
+    /// Plaintext bytes.
+    pub bytes: u64,
+    /// BLAKE3 of the plaintext.
+    pub hash: blake3::Hash,
+}
+
+/// What a source knows about the whole once all items are finished.
+#[derive(Debug, Clone, Default)]
+pub struct SourceFacts {
+    /// Engine and tool versions, e.g. `{"postgresql": "15.14", "pg_dump": "15.14"}`.
+    pub engine: Map<String, Value>,
+    /// The point in time that the items show, e.g. `{"kind": "exact", "lsn": "0/16B3748"}`.
+    pub consistency: Map<String, Value>,
+    /// What a person should know; printed at the end of the run and kept in the manifest.
+    pub warnings: Vec<String>,
+}
+
+/// Gives the items of one snapshot. Usable from several threads at once.
+pub trait ItemSource: Sync {
+    /// Calls `each` with every item in order. An error from `each` ends it and is returned.
+    fn each_item(&self, each: &mut dyn FnMut(Item) -> io::Result<()>) -> io::Result<()>;
+
+    /// Writes the plaintext of an item to `out`.
+    ///
+    /// Every chunk is authenticated and re-hashed before its bytes reach `out`; at the end length and hash of the whole are
+    /// compared with the manifest. On any error `out` holds a prefix of the item and nothing else.
+    fn read_item(&self, item: &Item, out: &mut dyn io::Write) -> io::Result<()>;
+}
+
+/// Writes a name so that it can stand as one component of an item path.
+///
+/// `%`, `/`, control characters and DEL become `%XX` of their UTF-8 bytes, and so does the first `.` of `.` and `..`;
+/// an empty name becomes `%`. Everything else stays. [`unescape_component`] is the inverse.
+pub fn escape_component(name: &str) -> String {
+    if name.is_empty() {
+        return "%".to_owned();
+    }
+    let dots = name == "." || name == "..";
+    let mut out = String::with_capacity(name.len());
+    for (at, c) in name.char_indices() {
+        if c == '%' || c == '/' || c.is_ascii_control() || (dots && at == 0) {
+            out.push_str(&format!("%{:02X}", c as u32));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Returns the name that [`escape_component`] was given, or `None` if it cannot have made `component`.
+pub fn unescape_component(component: &str) -> Option<String> {
+    if component == "%" {
+        return Some(String::new());
+    }
+    let mut out = String::with_capacity(component.len());
+    let mut rest = component;
+    while let Some(at) = rest.find('%') {
+        out.push_str(&rest[..at]);
+        let hex = rest.get(at + 1..at + 3)?;
+        let code = u8::from_str_radix(hex, 16).ok().filter(u8::is_ascii)?;
+        out.push(char::from(code));
+        rest = &rest[at + 3..];
+    }
+    out.push_str(rest);
+    (escape_component(&out) == component).then_some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_survives_as_a_path_component() {
+        for name in ["", ".", "..", "a/b", "100%", "new\nline", "Größe", "public", "%2F", "...", "\u{7f}"] {
+            let component = escape_component(name);
+            assert!(!component.is_empty() && !component.contains('/') && component != "." && component != "..");
+            assert_eq!(unescape_component(&component).as_deref(), Some(name), "{component:?}");
+        }
+        for wrong in ["%zz", "%2", "a%", "%41", "%é"] {
+            assert_eq!(unescape_component(wrong), None, "{wrong:?} is not what escape_component writes");
+        }
+    }
+}
