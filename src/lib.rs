@@ -8,6 +8,8 @@ pub mod chunk;
 pub mod format;
 pub mod id;
 pub mod limits;
+pub mod pipeline;
 pub mod progress;
+pub mod repo;
 pub mod seal;
 pub mod source;

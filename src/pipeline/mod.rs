@@ -1,0 +1,35 @@
+//! Threads and channels: streams into packs, packs into streams.
+//!
+//! Writing: each stream is cut, named and looked up on the thread that writes it ([`stream`]); blobs of new chunks go
+//! through a bounded channel to sealers, sealed blobs to one packer, full packs to one uploader ([`packer`]).
+//! Reading: one thread plans in order, openers fetch and open side by side, the caller writes in order ([`read`]).
+
+pub mod packer;
+pub mod read;
+pub mod snapshot;
+pub mod stream;
+
+use crate::progress::Cancelled;
+use crate::repo::RepoError;
+
+/// Why a pipeline stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PipelineError {
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    #[error(transparent)]
+    Seal(#[from] crate::seal::blob::SealError),
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    #[error("an item was begun and not finished: the backup cannot be committed")]
+    Unfinished,
+    #[error("item {path:?} {detail}")]
+    Item { path: String, detail: String },
+}
+
+impl From<PipelineError> for std::io::Error {
+    fn from(error: PipelineError) -> Self {
+        std::io::Error::other(error)
+    }
+}

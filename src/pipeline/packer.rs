@@ -1,0 +1,326 @@
+//! From blobs of new chunks to packs and index objects in the store.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::format::index::{Index, PackIndex};
+use crate::format::pack::{BlobContents, BlobEntry, encode_directory, encode_trailer};
+use crate::id::{ChunkId, ObjectId};
+use crate::limits::{INDEX_CHUNKS_MAX, PACK_BYTES_TARGET, PACK_CHUNKS_MAX, PUT_QUEUE_PACKS, SEAL_QUEUE_BLOBS};
+use crate::pipeline::PipelineError;
+use crate::repo::{RepoError, Repository, pack_name, random};
+use crate::seal::blob::Sealer;
+use crate::seal::boxed::seal_object;
+use crate::seal::keys::{Keys, Kind};
+
+/// A blob on its way.
+pub enum Blob {
+    /// New chunks, to be sealed.
+    Plain { contents: BlobContents, plaintext: Vec<u8>, bases: Vec<u8> },
+    /// Sealed before and copied as it is.
+    Sealed { contents: BlobContents, stored: Bytes },
+}
+
+/// What was added to the store so far.
+#[derive(Debug, Default)]
+pub struct Added {
+    /// Bytes of packs and index objects.
+    pub bytes_stored: AtomicU64,
+    pub packs: AtomicU64,
+}
+
+/// The chunks that this run has taken on itself to store and that the local index does not know yet.
+#[derive(Default)]
+pub struct Pending(Mutex<HashSet<ChunkId>>);
+
+impl Pending {
+    /// Takes a chunk on; false if it was taken on before.
+    pub fn take(&self, id: ChunkId) -> bool {
+        self.0.lock().expect("no code panics while it holds this lock").insert(id)
+    }
+
+    /// Whether a chunk was taken on and is not in the local index yet.
+    pub fn contains(&self, id: &ChunkId) -> bool {
+        self.0.lock().expect("no code panics while it holds this lock").contains(id)
+    }
+
+    fn release(&self, packs: &[PackIndex]) {
+        let mut pending = self.0.lock().expect("no code panics while it holds this lock");
+        let chunks = packs.iter().flat_map(|pack| &pack.directory).flat_map(|blob| &blob.contents.chunks);
+        chunks.for_each(|chunk| {
+            pending.remove(&chunk.id);
+        });
+    }
+}
+
+/// Sealers, packer and uploader. Blobs in; packs and index objects in the store when [`finish`](Packer::finish) returns.
+pub struct Packer {
+    blobs: Option<Sender<Blob>>,
+    threads: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    repo: Arc<Repository>,
+    added: Arc<Added>,
+    pending: Arc<Pending>,
+    failure: Mutex<Option<PipelineError>>,
+    /// Buffers of sealed plaintext, to be filled again.
+    spare: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
+    supersedes: Mutex<Vec<ObjectId>>,
+}
+
+struct SealedBlob {
+    contents: BlobContents,
+    stored: Bytes,
+}
+
+struct FullPack {
+    index: PackIndex,
+    bytes: Vec<u8>,
+}
+
+impl Packer {
+    /// Starts the threads. `level` is zstd's.
+    pub fn start(repo: Arc<Repository>, pending: Arc<Pending>, added: Arc<Added>, sealers: usize, level: i32) -> Self {
+        let (blobs, blob_queue) = bounded(SEAL_QUEUE_BLOBS);
+        let (sealed, sealed_queue) = bounded(SEAL_QUEUE_BLOBS);
+        let (packs, pack_queue) = bounded(PUT_QUEUE_PACKS);
+        let spare = bounded(SEAL_QUEUE_BLOBS + sealers);
+        let shared =
+            Arc::new(Shared { repo, added, pending, failure: Mutex::default(), spare, supersedes: Mutex::default() });
+        let mut threads = Vec::new();
+        for _ in 0..sealers.max(1) {
+            let (shared, blob_queue, sealed) = (shared.clone(), blob_queue.clone(), sealed.clone());
+            threads
+                .push(std::thread::spawn(move || shared.run(|shared| seal_blobs(shared, &blob_queue, &sealed, level))));
+        }
+        drop((blob_queue, sealed));
+        let (returned, empty) = bounded(PUT_QUEUE_PACKS + 2);
+        {
+            let shared = shared.clone();
+            let fill = move || shared.run(|shared| fill_packs(shared, &sealed_queue, &packs, &empty));
+            threads.push(std::thread::spawn(fill));
+        }
+        {
+            let shared = shared.clone();
+            let put = move || shared.run(|shared| put_packs(shared, &pack_queue, &returned));
+            threads.push(std::thread::spawn(put));
+        }
+        Self { blobs: Some(blobs), threads, shared }
+    }
+
+    /// Hands a blob on; waits while the queue is full.
+    pub fn push(&self, blob: Blob) -> Result<(), PipelineError> {
+        let blobs = self.blobs.as_ref().expect("finish consumes the packer");
+        blobs.send(blob).map_err(|_| self.failure())
+    }
+
+    /// An empty buffer for plaintext, used before if there is one.
+    pub fn buffer(&self) -> Vec<u8> {
+        self.shared.spare.1.try_recv().unwrap_or_default()
+    }
+
+    /// The next index object that is written will supersede these.
+    pub fn supersede(&self, index_objects: &[ObjectId]) {
+        let mut supersedes = self.shared.supersedes.lock().expect("no code panics while it holds this lock");
+        supersedes.extend_from_slice(index_objects);
+    }
+
+    /// Waits until every blob is in a pack, every pack in the store, and every pack in an index object.
+    pub fn finish(mut self) -> Result<(), PipelineError> {
+        self.stop();
+        match self.shared.take_failure() {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
+    fn stop(&mut self) {
+        self.blobs = None;
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                let detail = "a worker of the pipeline broke down".to_owned();
+                self.shared.fail(RepoError::Refused { detail }.into());
+            }
+        }
+    }
+
+    fn failure(&self) -> PipelineError {
+        self.shared.take_failure().unwrap_or(PipelineError::Unfinished)
+    }
+}
+
+impl Drop for Packer {
+    fn drop(&mut self) {
+        // A run that failed does not wait for blobs that nobody needs.
+        self.shared.fail(PipelineError::Unfinished);
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn run(&self, work: impl FnOnce(&Self) -> Result<(), PipelineError>) {
+        if let Err(error) = work(self) {
+            self.fail(error);
+        }
+    }
+
+    /// Keeps the first failure.
+    fn fail(&self, error: PipelineError) {
+        self.failure.lock().expect("no code panics while it holds this lock").get_or_insert(error);
+    }
+
+    fn failed(&self) -> bool {
+        self.failure.lock().expect("no code panics while it holds this lock").is_some()
+    }
+
+    fn take_failure(&self) -> Option<PipelineError> {
+        self.failure.lock().expect("no code panics while it holds this lock").replace(PipelineError::Unfinished)
+    }
+}
+
+fn seal_blobs(
+    shared: &Shared,
+    blobs: &Receiver<Blob>,
+    sealed: &Sender<SealedBlob>,
+    level: i32,
+) -> Result<(), PipelineError> {
+    let mut sealer = Sealer::new(level);
+    for blob in blobs {
+        if shared.failed() {
+            break;
+        }
+        let done = match blob {
+            Blob::Sealed { contents, stored } => SealedBlob { contents, stored },
+            Blob::Plain { contents, mut plaintext, bases } => {
+                let mut stored = Vec::new();
+                let entropy = random().map_err(PipelineError::Repo)?;
+                sealer.seal(&shared.repo.keys, &contents, &plaintext, &bases, &entropy, &mut stored)?;
+                plaintext.clear();
+                let _ = shared.spare.0.try_send(plaintext);
+                SealedBlob { contents, stored: stored.into() }
+            }
+        };
+        if sealed.send(done).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A pack being filled. Pure.
+pub struct PackWriter {
+    body: Vec<u8>,
+    entries: Vec<BlobEntry>,
+    chunks: usize,
+}
+
+impl PackWriter {
+    /// `buffer` is reused; it is emptied first.
+    pub fn new(mut buffer: Vec<u8>) -> Self {
+        buffer.clear();
+        Self { body: buffer, entries: Vec::new(), chunks: 0 }
+    }
+
+    /// Appends one blob. Call `is_full` after each push; a pack may exceed its target by one blob.
+    pub fn push(&mut self, contents: BlobContents, stored: &[u8]) {
+        let size = |n: usize| u32::try_from(n).expect("a pack stays below PACK_BYTES_MAX");
+        let (offset, stored_bytes) = (size(self.body.len()), size(stored.len()));
+        self.body.extend_from_slice(stored);
+        self.chunks += contents.chunks.len() + contents.bases.len();
+        self.entries.push(BlobEntry { offset, stored: stored_bytes, contents });
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.body.len() >= PACK_BYTES_TARGET || self.chunks >= PACK_CHUNKS_MAX
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Closes the pack: appends the sealed directory and the trailer, and names it.
+    pub fn finish(mut self, keys: &Keys, entropy: &[u8; 32]) -> (PackIndex, Vec<u8>) {
+        let directory = seal_object(keys, Kind::Directory, &encode_directory(&self.entries), entropy);
+        self.body.extend_from_slice(&directory);
+        self.body.extend_from_slice(&encode_trailer(directory.len()));
+        let pack = ObjectId::of(&self.body);
+        let bytes = u32::try_from(self.body.len()).expect("a pack stays below PACK_BYTES_MAX");
+        (PackIndex { pack, bytes, directory: self.entries }, self.body)
+    }
+}
+
+fn fill_packs(
+    shared: &Shared,
+    sealed: &Receiver<SealedBlob>,
+    packs: &Sender<FullPack>,
+    empty: &Receiver<Vec<u8>>,
+) -> Result<(), PipelineError> {
+    let close = |writer: PackWriter| -> Result<bool, PipelineError> {
+        let (index, bytes) = writer.finish(&shared.repo.keys, &random()?);
+        Ok(packs.send(FullPack { index, bytes }).is_ok())
+    };
+    let mut writer = PackWriter::new(Vec::new());
+    for blob in sealed {
+        writer.push(blob.contents, &blob.stored);
+        if writer.is_full() {
+            let next = PackWriter::new(empty.try_recv().unwrap_or_default());
+            if !close(std::mem::replace(&mut writer, next))? {
+                return Ok(());
+            }
+        }
+    }
+    if !writer.is_empty() && !shared.failed() {
+        close(writer)?;
+    }
+    Ok(())
+}
+
+fn put_packs(shared: &Shared, packs: &Receiver<FullPack>, returned: &Sender<Vec<u8>>) -> Result<(), PipelineError> {
+    let mut waiting = Vec::new();
+    let mut chunks = 0;
+    for FullPack { index, bytes } in packs {
+        let bytes = Bytes::from(bytes);
+        shared.repo.backend.put(&pack_name(&index.pack), bytes.clone()).map_err(RepoError::from)?;
+        if let Ok(buffer) = bytes.try_into_mut() {
+            let _ = returned.try_send(buffer.into());
+        }
+        shared.added.bytes_stored.fetch_add(u64::from(index.bytes), Relaxed);
+        shared.added.packs.fetch_add(1, Relaxed);
+        chunks += index.directory.iter().map(|blob| blob.contents.chunks.len()).sum::<usize>();
+        waiting.push(index);
+        if chunks >= INDEX_CHUNKS_MAX {
+            put_index(shared, std::mem::take(&mut waiting))?;
+            chunks = 0;
+        }
+    }
+    // Also after a failure: packs that are in the store are listed, so that the next run need not store them again.
+    let superseding = !shared.supersedes.lock().expect("no code panics while it holds this lock").is_empty();
+    if !waiting.is_empty() || (superseding && !shared.failed()) {
+        put_index(shared, waiting)?;
+    }
+    Ok(())
+}
+
+fn put_index(shared: &Shared, packs: Vec<PackIndex>) -> Result<(), PipelineError> {
+    let supersedes = if shared.failed() {
+        Vec::new()
+    } else {
+        std::mem::take(&mut *shared.supersedes.lock().expect("no code panics while it holds this lock"))
+    };
+    let index = Index { supersedes, packs };
+    let saved = shared.repo.save(Kind::Index, &index.encode())?;
+    shared.added.bytes_stored.fetch_add(saved.bytes, Relaxed);
+    match shared.repo.index.add_object(&saved.id, &index) {
+        Ok(()) => shared.pending.release(&index.packs),
+        // The chunks stay pending, in memory: the local index is a hint.
+        Err(error) => tracing::warn!("{error}; going on without it"),
+    }
+    Ok(())
+}

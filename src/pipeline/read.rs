@@ -1,0 +1,445 @@
+//! Streams out of the store. One thread walks the chunk list and plans, openers fetch and open blobs side by side, the
+//! calling thread gets the plaintext in order. Everything is authenticated and re-hashed before anybody sees it.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::backend::BackendError;
+use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry, Item, Manifest, StreamRef, decode_entries};
+use crate::format::pack::BlobKind;
+use crate::id::{ChunkId, ObjectId};
+use crate::limits::{DELTA_DEPTH_MAX, ITEM_LINE_BYTES_MAX, READ_AHEAD_BLOBS, STREAM_DEPTH_MAX};
+use crate::pipeline::PipelineError;
+use crate::progress::Progress;
+use crate::repo::index::{BlobRow, Location};
+use crate::repo::{RepoError, Repository, damaged, pack_name};
+use crate::seal::blob::Opener;
+
+/// A window of a stream is opened as one piece of work: at most this many blobs, and about this many bytes.
+const WINDOW_BLOBS: usize = 4;
+const WINDOW_BYTES: usize = 4 << 20;
+/// Blobs of one pack that lie this close together are fetched in one request.
+const GAP_BYTES: u32 = 128 << 10;
+
+/// Reads streams of one repository. Usable from several threads at once; they share the opened blobs.
+pub struct Reader {
+    repo: Arc<Repository>,
+    openers: usize,
+    progress: Progress,
+    opened: Mutex<VecDeque<(ObjectId, u32, Arc<Vec<u8>>)>>,
+}
+
+type Bytes = (Arc<Vec<u8>>, Range<usize>);
+
+/// A run of chunks that lie in one blob.
+struct Part {
+    blob: Arc<BlobRow>,
+    positions: Range<usize>,
+}
+
+struct Job {
+    window: Vec<Part>,
+    done: Sender<Result<Vec<Bytes>, PipelineError>>,
+}
+
+impl Reader {
+    /// `openers` is the number of threads that fetch and open for one stream.
+    pub fn new(repo: Arc<Repository>, openers: usize, progress: Progress) -> Self {
+        Self { repo, openers: openers.max(1), progress, opened: Mutex::default() }
+    }
+
+    /// Calls `each` with every entry that a stream leads to, depth first: list chunks with their depth, then what they
+    /// list, at depth 0 the chunks of the stream itself, in order.
+    pub fn walk(
+        &self,
+        stream: &StreamRef,
+        each: &mut dyn FnMut(u32, ChunkEntry) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        if stream.depth > STREAM_DEPTH_MAX {
+            return Err(stream_error("its chunk list is too deep"));
+        }
+        self.walk_entries(stream.depth, &stream.entries, each)
+    }
+
+    fn walk_entries(
+        &self,
+        depth: u32,
+        entries: &[ChunkEntry],
+        each: &mut dyn FnMut(u32, ChunkEntry) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        // List chunks are cut by content, so an entry may lie across two of them.
+        let mut carried = Vec::new();
+        for entry in entries {
+            each(depth, *entry)?;
+            if depth == 0 {
+                continue;
+            }
+            let (bytes, range) = self.chunk(BlobKind::Meta, entry)?;
+            carried.extend_from_slice(&bytes[range]);
+            let whole = carried.len() - carried.len() % CHUNK_ENTRY_BYTES;
+            let listed = decode_entries(&carried[..whole]).map_err(|error| stream_error(&error.to_string()))?;
+            self.walk_entries(depth - 1, &listed, each)?;
+            carried.drain(..whole);
+        }
+        if carried.is_empty() { Ok(()) } else { Err(stream_error("its chunk list ends within an entry")) }
+    }
+
+    /// Calls `out` with the plaintext of a stream, piece by piece, in order.
+    pub fn read(
+        &self,
+        kind: BlobKind,
+        stream: &StreamRef,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        if stream.depth == 0 && stream.entries.iter().map(|entry| entry.bytes as usize).sum::<usize>() <= WINDOW_BYTES {
+            let mut planner = Planner::new(self, kind);
+            let mut opener = Opener::default();
+            for entry in &stream.entries {
+                if let Some(window) = planner.add(*entry)? {
+                    self.hand_out(self.open_window(&mut opener, window)?, out)?;
+                }
+            }
+            return self.hand_out(self.open_window(&mut opener, planner.rest())?, out);
+        }
+        std::thread::scope(|scope| {
+            let (jobs, job_queue) = bounded::<Job>(self.openers);
+            let (order, order_queue) = bounded::<Receiver<Result<Vec<Bytes>, PipelineError>>>(self.openers);
+            let planner = scope.spawn(move || self.plan(kind, stream, &jobs, &order));
+            for _ in 0..self.openers {
+                let job_queue = job_queue.clone();
+                scope.spawn(move || {
+                    let mut opener = Opener::default();
+                    for Job { window, done } in job_queue {
+                        // The reader may have given up.
+                        let _ = done.send(self.open_window(&mut opener, window));
+                    }
+                });
+            }
+            drop(job_queue);
+            let read = || -> Result<(), PipelineError> {
+                for window in &order_queue {
+                    let bytes = window.recv().map_err(|_| stream_error("a worker broke down"))??;
+                    self.hand_out(bytes, out)?;
+                }
+                Ok(())
+            };
+            let read = { read }();
+            drop(order_queue);
+            let planned = planner.join().unwrap_or_else(|_| Err(stream_error("a worker broke down")));
+            read.and(planned)
+        })
+    }
+
+    fn hand_out(
+        &self,
+        window: Vec<Bytes>,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        for (bytes, range) in window {
+            if self.progress.is_cancelled() {
+                return Err(crate::progress::Cancelled.into());
+            }
+            out(&bytes[range])?;
+        }
+        Ok(())
+    }
+
+    fn plan(
+        &self,
+        kind: BlobKind,
+        stream: &StreamRef,
+        jobs: &Sender<Job>,
+        order: &Sender<Receiver<Result<Vec<Bytes>, PipelineError>>>,
+    ) -> Result<(), PipelineError> {
+        let mut planner = Planner::new(self, kind);
+        let send = |window: Vec<Part>| -> Result<(), PipelineError> {
+            let (done, result) = bounded(1);
+            // Either end hangs up only when the reader has given up; its error is the one that counts.
+            let sent = order.send(result).is_ok() && jobs.send(Job { window, done }).is_ok();
+            if sent { Ok(()) } else { Err(crate::progress::Cancelled.into()) }
+        };
+        self.walk(stream, &mut |depth, entry| {
+            if depth > 0 {
+                return Ok(());
+            }
+            match planner.add(entry)? {
+                Some(window) => send(window),
+                None => Ok(()),
+            }
+        })?;
+        send(planner.rest())
+    }
+
+    fn locate(&self, entry: &ChunkEntry, kind: BlobKind) -> Result<Location, PipelineError> {
+        let find = || self.repo.index.find(&entry.id, |_| true);
+        let found = match find() {
+            Some(found) => found,
+            // The local index may be behind: another host may have written or prune may have moved it.
+            None => {
+                self.repo.load_index(&Progress::default())?;
+                find().ok_or_else(|| missing_chunk(&entry.id))?
+            }
+        };
+        let blob = &found.blob.contents;
+        if blob.kind != kind || blob.chunks[found.position] != *entry {
+            return Err(stream_error(&format!("chunk {} is stored with another length or kind", entry.id)));
+        }
+        Ok(found)
+    }
+
+    /// The plaintext of one chunk.
+    fn chunk(&self, kind: BlobKind, entry: &ChunkEntry) -> Result<Bytes, PipelineError> {
+        let Location { blob, position } = self.locate(entry, kind)?;
+        let part = Part { blob, positions: position..position + 1 };
+        let mut bytes = self.open_window(&mut Opener::default(), vec![part])?;
+        Ok(bytes.pop().expect("one part in, one run of bytes out"))
+    }
+
+    /// Fetches and opens the blobs of a window. What cannot be had where the index says is looked for elsewhere.
+    fn open_window(&self, opener: &mut Opener, window: Vec<Part>) -> Result<Vec<Bytes>, PipelineError> {
+        let mut blobs: Vec<(Arc<BlobRow>, Option<Arc<Vec<u8>>>)> = Vec::new();
+        for part in &window {
+            if !blobs.iter().any(|(blob, _)| same_blob(blob, &part.blob)) {
+                blobs.push((part.blob.clone(), self.kept(&part.blob)));
+            }
+        }
+        let mut failures: Vec<(Arc<BlobRow>, PipelineError)> = Vec::new();
+        let mut at = 0;
+        while at < blobs.len() {
+            if blobs[at].1.is_some() {
+                at += 1;
+                continue;
+            }
+            let run = run_length(&blobs[at..]);
+            let (first, last) = (blobs[at].0.clone(), blobs[at + run - 1].0.clone());
+            let range = u64::from(first.offset)..u64::from(last.offset) + u64::from(last.stored);
+            let fetched = self.repo.backend.get(&pack_name(&first.pack), Some(range)).map_err(RepoError::from);
+            match fetched {
+                Err(error @ RepoError::Backend(BackendError::Unreachable { .. } | BackendError::Denied { .. })) => {
+                    return Err(error.into());
+                }
+                Err(error) => {
+                    let detail = error.to_string();
+                    failures.push((first, error.into()));
+                    for (blob, _) in &blobs[at + 1..at + run] {
+                        let name = pack_name(&blob.pack);
+                        failures.push((blob.clone(), RepoError::Damaged { name, detail: detail.clone() }.into()));
+                    }
+                }
+                Ok(bytes) => {
+                    for (blob, plaintext) in &mut blobs[at..at + run] {
+                        let start = (blob.offset - first.offset) as usize;
+                        match self.open(opener, blob, &bytes[start..start + blob.stored as usize], 0) {
+                            Ok(opened) => *plaintext = Some(opened),
+                            Err(error) => failures.push((blob.clone(), error)),
+                        }
+                    }
+                }
+            }
+            at += run;
+        }
+        let mut out = Vec::with_capacity(window.len());
+        for part in window {
+            let (_, opened) = blobs.iter().find(|(blob, _)| same_blob(blob, &part.blob)).expect("it was added above");
+            if let Some(plaintext) = opened {
+                out.push((plaintext.clone(), part.blob.range_of(&part.positions)));
+                continue;
+            }
+            let at = failures.iter().position(|(blob, _)| same_blob(blob, &part.blob)).expect("not opened is failed");
+            for entry in &part.blob.contents.chunks[part.positions.clone()] {
+                match self.chunk_elsewhere(opener, entry, &part.blob) {
+                    Some(bytes) => out.push(bytes),
+                    None => return Err(failures.swap_remove(at).1),
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// A chunk from another pack than the one of `bad`, if there is a good copy.
+    fn chunk_elsewhere(&self, opener: &mut Opener, entry: &ChunkEntry, bad: &BlobRow) -> Option<Bytes> {
+        // Prune may have moved it since the index was loaded.
+        self.repo.load_index(&Progress::default()).ok()?;
+        let found = self.repo.index.find(&entry.id, |pack| *pack != bad.pack)?;
+        let plaintext = self.fetch_and_open(opener, &found.blob, 0).ok()?;
+        let range = found.blob.range_of(&(found.position..found.position + 1));
+        (found.blob.contents.chunks[found.position] == *entry).then_some((plaintext, range))
+    }
+
+    fn fetch_and_open(&self, opener: &mut Opener, blob: &BlobRow, depth: u8) -> Result<Arc<Vec<u8>>, PipelineError> {
+        if let Some(plaintext) = self.kept(blob) {
+            return Ok(plaintext);
+        }
+        let range = u64::from(blob.offset)..u64::from(blob.offset) + u64::from(blob.stored);
+        let sealed = self.repo.backend.get(&pack_name(&blob.pack), Some(range)).map_err(RepoError::from)?;
+        self.open(opener, blob, &sealed, depth)
+    }
+
+    /// Opens a blob, after its bases. `depth` counts how many blobs wait for this one.
+    fn open(
+        &self,
+        opener: &mut Opener,
+        blob: &BlobRow,
+        sealed: &[u8],
+        depth: u8,
+    ) -> Result<Arc<Vec<u8>>, PipelineError> {
+        let mut bases = Vec::new();
+        for base in &blob.contents.bases {
+            if depth >= DELTA_DEPTH_MAX {
+                return Err(stream_error("its chunks rest on each other too deep"));
+            }
+            let found = self.locate(base, BlobKind::Data)?;
+            let plaintext = self.fetch_and_open(opener, &found.blob, depth + 1)?;
+            bases.extend_from_slice(&plaintext[found.blob.range_of(&(found.position..found.position + 1))]);
+        }
+        let mut plaintext = Vec::new();
+        opener
+            .open(&self.repo.keys, &blob.contents, sealed, &bases, &mut plaintext)
+            .map_err(|error| damaged(&format!("{} (blob at {})", pack_name(&blob.pack), blob.offset), &error))?;
+        let plaintext = Arc::new(plaintext);
+        let mut opened = self.opened.lock().expect("no code panics while it holds this lock");
+        if opened.len() >= READ_AHEAD_BLOBS {
+            opened.pop_front();
+        }
+        opened.push_back((blob.pack, blob.offset, plaintext.clone()));
+        Ok(plaintext)
+    }
+
+    fn kept(&self, blob: &BlobRow) -> Option<Arc<Vec<u8>>> {
+        let opened = self.opened.lock().expect("no code panics while it holds this lock");
+        opened.iter().find(|(pack, offset, _)| *pack == blob.pack && *offset == blob.offset).map(|kept| kept.2.clone())
+    }
+
+    /// Calls `each` with every item of a manifest, in order.
+    pub fn each_item(
+        &self,
+        manifest: &Manifest,
+        each: &mut dyn FnMut(Item) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        let mut carried = Vec::new();
+        let mut items = 0;
+        self.read(BlobKind::Meta, &manifest.item_lines, &mut |bytes| {
+            carried.extend_from_slice(bytes);
+            let mut at = 0;
+            while let Some(length) = carried[at..].iter().position(|&b| b == b'\n') {
+                let item = Item::decode_line(&carried[at..at + length])
+                    .map_err(|error| stream_error(&format!("item line {items}: {error}")))?;
+                each(item)?;
+                items += 1;
+                at += length + 1;
+            }
+            carried.drain(..at);
+            if carried.len() > ITEM_LINE_BYTES_MAX {
+                return Err(stream_error("an item line is too long"));
+            }
+            Ok(())
+        })?;
+        if !carried.is_empty() || items != manifest.items {
+            return Err(stream_error(&format!("{items} items are listed, {} were written", manifest.items)));
+        }
+        Ok(())
+    }
+
+    /// Calls `out` with the plaintext of an item, then compares its length and hash.
+    pub fn read_item(
+        &self,
+        item: &Item,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), PipelineError>,
+    ) -> Result<(), PipelineError> {
+        let mut hash = blake3::Hasher::new();
+        let mut bytes = 0;
+        self.read(BlobKind::Data, &item.stream, &mut |piece| {
+            hash.update(piece);
+            bytes += piece.len() as u64;
+            self.progress.add_bytes(piece.len() as u64);
+            out(piece)
+        })?;
+        let wrong = |detail: String| PipelineError::Item { path: item.path.clone(), detail };
+        if bytes != item.bytes {
+            return Err(wrong(format!("has {bytes} bytes, {} were backed up", item.bytes)));
+        }
+        if hash.finalize().to_hex().as_str() != item.hash {
+            return Err(wrong("does not hash to what was backed up".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl BlobRow {
+    /// Where a run of chunks lies in the blob's plaintext, in bytes.
+    pub fn range_of(&self, positions: &Range<usize>) -> Range<usize> {
+        let sum = |chunks: &[ChunkEntry]| chunks.iter().map(|chunk| chunk.bytes as usize).sum::<usize>();
+        let start = sum(&self.contents.chunks[..positions.start]);
+        start..start + sum(&self.contents.chunks[positions.clone()])
+    }
+}
+
+/// Gathers entries into windows.
+struct Planner<'r> {
+    reader: &'r Reader,
+    kind: BlobKind,
+    window: Vec<Part>,
+    blobs: Vec<Arc<BlobRow>>,
+    bytes: usize,
+}
+
+impl<'r> Planner<'r> {
+    fn new(reader: &'r Reader, kind: BlobKind) -> Self {
+        Self { reader, kind, window: Vec::new(), blobs: Vec::new(), bytes: 0 }
+    }
+
+    /// Adds an entry; returns the window before it if that is full.
+    fn add(&mut self, entry: ChunkEntry) -> Result<Option<Vec<Part>>, PipelineError> {
+        // Most often the next chunk is the next one of the same blob.
+        if let Some(part) = self.window.last_mut() {
+            if part.blob.contents.chunks.get(part.positions.end) == Some(&entry) && part.blob.contents.kind == self.kind
+            {
+                part.positions.end += 1;
+                self.bytes += entry.bytes as usize;
+                return Ok(None);
+            }
+        }
+        let Location { blob, position } = self.reader.locate(&entry, self.kind)?;
+        let known = self.blobs.iter().any(|other| same_blob(other, &blob));
+        let full = (!known && self.blobs.len() >= WINDOW_BLOBS) || self.bytes >= WINDOW_BYTES;
+        let done = full.then(|| self.rest());
+        if full || !known {
+            self.blobs.push(blob.clone());
+        }
+        self.bytes += entry.bytes as usize;
+        self.window.push(Part { blob, positions: position..position + 1 });
+        Ok(done)
+    }
+
+    fn rest(&mut self) -> Vec<Part> {
+        self.blobs.clear();
+        self.bytes = 0;
+        std::mem::take(&mut self.window)
+    }
+}
+
+fn same_blob(a: &BlobRow, b: &BlobRow) -> bool {
+    a.pack == b.pack && a.offset == b.offset
+}
+
+/// How many blobs from the first on lie close enough together, in order, to be fetched in one request.
+fn run_length(blobs: &[(Arc<BlobRow>, Option<Arc<Vec<u8>>>)]) -> usize {
+    let next_to = |pair: &[(Arc<BlobRow>, Option<Arc<Vec<u8>>>)]| {
+        let (before, after) = (&pair[0].0, &pair[1].0);
+        let end = before.offset + before.stored;
+        pair[1].1.is_none() && before.pack == after.pack && after.offset >= end && after.offset - end <= GAP_BYTES
+    };
+    1 + blobs.windows(2).take_while(|pair| next_to(pair)).count()
+}
+
+fn missing_chunk(id: &ChunkId) -> PipelineError {
+    let detail = "no pack that the index lists holds it".to_owned();
+    RepoError::Damaged { name: format!("chunk {id}"), detail }.into()
+}
+
+fn stream_error(detail: &str) -> PipelineError {
+    RepoError::Damaged { name: "a stream".to_owned(), detail: detail.to_owned() }.into()
+}

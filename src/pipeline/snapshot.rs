@@ -1,0 +1,226 @@
+//! A snapshot being written: the [`ItemSink`] that sources push into, and the manifest at its end.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use crate::chunk::Chunker;
+use crate::format::manifest::{ChunkerParams, Item, StreamRef, check_item_path};
+use crate::format::pack::BlobKind;
+use crate::id::ObjectId;
+use crate::limits::ITEM_LINE_BYTES_MAX;
+use crate::pipeline::PipelineError;
+use crate::pipeline::packer::{Added, Packer, Pending};
+use crate::pipeline::read::Reader;
+use crate::pipeline::stream::{BlobBuilder, Shared, StreamWriter};
+use crate::progress::Progress;
+use crate::repo::{RepoError, Repository};
+use crate::source::{ItemDone, ItemFacts, ItemSink, ItemStream};
+
+/// Sums over the streams of a snapshot.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub items: AtomicU64,
+    pub rows: AtomicU64,
+    pub bytes: AtomicU64,
+    pub bytes_new: AtomicU64,
+}
+
+/// How a snapshot is written.
+#[derive(Debug, Clone, Copy)]
+pub struct WriteOptions {
+    /// Threads that compress and encrypt.
+    pub sealers: usize,
+    /// zstd level.
+    pub level: i32,
+}
+
+/// What was written, for the manifest.
+#[derive(Debug, Clone)]
+pub struct Written {
+    pub items: u64,
+    pub rows: u64,
+    pub bytes: u64,
+    pub bytes_new: u64,
+    pub bytes_stored: u64,
+    pub chunkers: Vec<ChunkerParams>,
+    pub item_lines: StreamRef,
+    /// Packs older than this snapshot that it rests on.
+    pub rests_on: HashSet<ObjectId>,
+}
+
+/// Writes the items of one snapshot.
+pub struct SnapshotWriter {
+    shared: Arc<Shared>,
+    added: Arc<Added>,
+    lines: Mutex<Lines>,
+    paths: Mutex<HashSet<[u8; 16]>>,
+}
+
+/// Item lines in order. Items that finish early wait for those before them.
+struct Lines {
+    stream: StreamWriter,
+    next: u64,
+    early: BTreeMap<u64, Vec<u8>>,
+}
+
+impl SnapshotWriter {
+    /// `marked` are packs that must not be rested on.
+    pub fn new(
+        repo: Arc<Repository>,
+        marked: HashSet<ObjectId>,
+        options: WriteOptions,
+        progress: Progress,
+    ) -> Result<Self, PipelineError> {
+        let chunker = Chunker::new(repo.config.chunker, repo.keys.cdc_table())
+            .map_err(|error| RepoError::Refused { detail: error.to_string() })?;
+        let (pending, added) = (Arc::<Pending>::default(), Arc::<Added>::default());
+        let packer = Packer::start(repo.clone(), pending.clone(), added.clone(), options.sealers, options.level);
+        let shared = Arc::new(Shared {
+            repo,
+            chunker,
+            packer,
+            pending,
+            counters: Counters::default(),
+            progress,
+            marked,
+            rests_on: Mutex::default(),
+            tails: [BlobKind::Data, BlobKind::Meta].map(|kind| Mutex::new(BlobBuilder::new(kind))),
+        });
+        let stream = StreamWriter::new(shared.clone(), BlobKind::Meta);
+        let lines = Mutex::new(Lines { stream, next: 0, early: BTreeMap::new() });
+        Ok(Self { shared, added, lines, paths: Mutex::default() })
+    }
+
+    /// Ends the snapshot's data: when this returns, all of it is in packs that index objects list.
+    pub fn finish(self) -> Result<Written, PipelineError> {
+        let lines = self.lines.into_inner().expect("no code panics while it holds this lock");
+        if !lines.early.is_empty() {
+            return Err(PipelineError::Unfinished);
+        }
+        let item_lines = lines.stream.finish()?.stream;
+        // An item stream that is still alive would write after the end.
+        let shared = Arc::into_inner(self.shared).ok_or(PipelineError::Unfinished)?;
+        for tail in &shared.tails {
+            tail.lock().expect("no code panics while it holds this lock").flush(&shared.packer)?;
+        }
+        shared.packer.finish()?;
+        let (counters, read) = (&shared.counters, |counter: &AtomicU64| counter.load(Relaxed));
+        if read(&counters.items) != lines.next {
+            return Err(PipelineError::Unfinished);
+        }
+        Ok(Written {
+            items: read(&counters.items),
+            rows: read(&counters.rows),
+            bytes: read(&counters.bytes),
+            bytes_new: read(&counters.bytes_new),
+            bytes_stored: read(&self.added.bytes_stored),
+            chunkers: vec![shared.repo.config.chunker],
+            item_lines,
+            rests_on: shared.rests_on.into_inner().expect("no code panics while it holds this lock"),
+        })
+    }
+
+    fn check_path(&self, path: &str) -> Result<(), PipelineError> {
+        let wrong = |detail: &str| PipelineError::Item { path: path.to_owned(), detail: detail.to_owned() };
+        check_item_path(path).map_err(|_| wrong("is not a valid item path"))?;
+        // Sixteen bytes of hash a path, so that a million files take little memory.
+        let short = *blake3::hash(path.as_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes");
+        let fresh = self.paths.lock().expect("no code panics while it holds this lock").insert(short);
+        if fresh { Ok(()) } else { Err(wrong("comes twice")) }
+    }
+
+    fn add_line(&self, order: u64, item: &Item) -> Result<(), PipelineError> {
+        let wrong = |detail: &str| PipelineError::Item { path: item.path.clone(), detail: detail.to_owned() };
+        let mut line = Vec::new();
+        item.encode_line(&mut line);
+        if line.len() > ITEM_LINE_BYTES_MAX {
+            return Err(wrong("has too many facts for its line"));
+        }
+        let mut lines = self.lines.lock().expect("no code panics while it holds this lock");
+        if order < lines.next || lines.early.insert(order, line).is_some() {
+            return Err(wrong("has an order that another item has"));
+        }
+        while let Some(line) = {
+            let next = lines.next;
+            lines.early.remove(&next)
+        } {
+            lines.stream.push(&line)?;
+            lines.next += 1;
+        }
+        let counters = &self.shared.counters;
+        counters.items.fetch_add(1, Relaxed);
+        counters.rows.fetch_add(item.rows.unwrap_or(0), Relaxed);
+        counters.bytes.fetch_add(item.bytes, Relaxed);
+        Ok(())
+    }
+}
+
+impl ItemSink for SnapshotWriter {
+    fn begin<'s>(&'s self, order: u64, path: &str, kind: &str) -> io::Result<Box<dyn ItemStream + 's>> {
+        self.check_path(path)?;
+        let stream = StreamWriter::new(self.shared.clone(), BlobKind::Data);
+        Ok(Box::new(ItemWriter { writer: self, order, path: path.to_owned(), kind: kind.to_owned(), stream }))
+    }
+
+    fn reuse(&self, order: u64, unchanged: &Item, facts: ItemFacts) -> io::Result<bool> {
+        let shared = &self.shared;
+        let mut stored = true;
+        // The lists are reused as they stand, so their chunks must be stored as well.
+        let walked =
+            Reader::new(shared.repo.clone(), 1, shared.progress.clone()).walk(&unchanged.stream, &mut |_, entry| {
+                stored = stored && shared.is_stored(&entry);
+                Ok(())
+            });
+        if let Err(error) = walked {
+            tracing::debug!("{} is read again: {error}", unchanged.path);
+            stored = false;
+        }
+        if !stored {
+            return Ok(false);
+        }
+        self.check_path(&unchanged.path)?;
+        let item = Item { rows: facts.rows, meta: facts.meta, bytes_new: 0, ..unchanged.clone() };
+        self.add_line(order, &item)?;
+        shared.progress.add_bytes(item.bytes);
+        Ok(true)
+    }
+}
+
+struct ItemWriter<'s> {
+    writer: &'s SnapshotWriter,
+    order: u64,
+    path: String,
+    kind: String,
+    stream: StreamWriter,
+}
+
+impl io::Write for ItemWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl ItemStream for ItemWriter<'_> {
+    fn finish(self: Box<Self>, facts: ItemFacts) -> io::Result<ItemDone> {
+        let done = self.stream.finish()?;
+        let item = Item {
+            path: self.path,
+            kind: self.kind,
+            bytes: done.bytes,
+            hash: done.hash.to_hex().to_string(),
+            rows: facts.rows,
+            bytes_new: done.bytes_new,
+            chunker: 0,
+            meta: facts.meta,
+            stream: done.stream,
+        };
+        self.writer.add_line(self.order, &item)?;
+        Ok(ItemDone { bytes: done.bytes, hash: done.hash })
+    }
+}

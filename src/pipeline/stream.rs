@@ -1,0 +1,229 @@
+//! One stream of plaintext, cut into chunks on the thread that writes it. Chunks that are stored already end here.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::chunk::Chunker;
+use crate::format::manifest::{ChunkEntry, StreamRef, encode_entries};
+use crate::format::pack::{BlobContents, BlobKind};
+use crate::limits::{BLOB_BYTES_TARGET, BLOB_CHUNKS_MAX, LIST_INLINE_ENTRIES, STREAM_BUFFER_BYTES};
+use crate::pipeline::PipelineError;
+use crate::pipeline::packer::{Blob, Packer, Pending};
+use crate::pipeline::snapshot::Counters;
+use crate::progress::Progress;
+use crate::repo::Repository;
+use crate::seal::blob::name_of;
+
+/// Below this a blob's rest at the end of a stream waits for the next stream, so that small items share blobs.
+const TAIL_BYTES_MIN: usize = BLOB_BYTES_TARGET / 2;
+
+/// What all streams of a snapshot share.
+pub struct Shared {
+    pub repo: Arc<Repository>,
+    pub chunker: Chunker,
+    pub packer: Packer,
+    pub pending: Arc<Pending>,
+    pub counters: Counters,
+    pub progress: Progress,
+    /// Packs that new backups must not rest on.
+    pub marked: std::collections::HashSet<crate::id::ObjectId>,
+    /// Old packs that this backup rests on.
+    pub rests_on: Mutex<std::collections::HashSet<crate::id::ObjectId>>,
+    /// Rests of streams, waiting to fill a blob: data, meta.
+    pub tails: [Mutex<BlobBuilder>; 2],
+}
+
+/// Chunks gathered for one blob.
+pub struct BlobBuilder {
+    kind: BlobKind,
+    chunks: Vec<ChunkEntry>,
+    plaintext: Vec<u8>,
+}
+
+impl BlobBuilder {
+    pub fn new(kind: BlobKind) -> Self {
+        Self { kind, chunks: Vec::new(), plaintext: Vec::new() }
+    }
+
+    fn is_full(&self) -> bool {
+        self.plaintext.len() >= BLOB_BYTES_TARGET || self.chunks.len() >= BLOB_CHUNKS_MAX
+    }
+
+    /// Sends what was gathered and starts anew.
+    pub fn flush(&mut self, packer: &Packer) -> Result<(), PipelineError> {
+        if self.chunks.is_empty() {
+            return Ok(());
+        }
+        let plaintext = std::mem::replace(&mut self.plaintext, packer.buffer());
+        let chunks = std::mem::take(&mut self.chunks);
+        let contents = BlobContents { kind: self.kind, depth: 0, chunks, bases: Vec::new() };
+        packer.push(Blob::Plain { contents, plaintext, bases: Vec::new() })
+    }
+}
+
+/// A stream being written.
+pub struct StreamWriter {
+    shared: Arc<Shared>,
+    kind: BlobKind,
+    buffer: Vec<u8>,
+    blob: BlobBuilder,
+    list: ListBuilder,
+    hash: blake3::Hasher,
+    bytes: u64,
+    bytes_new: u64,
+}
+
+/// What came of a stream.
+#[derive(Debug, Clone)]
+pub struct StreamDone {
+    pub stream: StreamRef,
+    pub bytes: u64,
+    pub bytes_new: u64,
+    pub hash: blake3::Hash,
+}
+
+impl StreamWriter {
+    pub fn new(shared: Arc<Shared>, kind: BlobKind) -> Self {
+        let list = ListBuilder { shared: shared.clone(), entries: Vec::new(), deeper: None };
+        Self {
+            blob: BlobBuilder::new(kind),
+            kind,
+            buffer: Vec::new(),
+            list,
+            hash: blake3::Hasher::new(),
+            bytes: 0,
+            bytes_new: 0,
+            shared,
+        }
+    }
+
+    /// Takes bytes in. Errors if storing failed or the run was cancelled.
+    pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), PipelineError> {
+        while !bytes.is_empty() {
+            let room = STREAM_BUFFER_BYTES - self.buffer.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.buffer.extend_from_slice(now);
+            bytes = later;
+            if self.buffer.len() == STREAM_BUFFER_BYTES {
+                self.cut(false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts what the buffer holds; what is left at the end of a stream is its last chunk.
+    fn cut(&mut self, at_end: bool) -> Result<(), PipelineError> {
+        if self.shared.progress.is_cancelled() {
+            return Err(crate::progress::Cancelled.into());
+        }
+        let buffer = std::mem::take(&mut self.buffer);
+        let mut at = 0;
+        while let Some(length) = self.shared.chunker.cut(&buffer[at..], at_end) {
+            self.chunk(&buffer[at..at + length])?;
+            at += length;
+        }
+        if self.kind == BlobKind::Data {
+            self.hash.update(&buffer[..at]);
+            self.shared.progress.add_bytes(at as u64);
+        }
+        self.bytes += at as u64;
+        self.buffer = buffer;
+        self.buffer.copy_within(at.., 0);
+        self.buffer.truncate(self.buffer.len() - at);
+        Ok(())
+    }
+
+    fn chunk(&mut self, plaintext: &[u8]) -> Result<(), PipelineError> {
+        let shared = self.shared.clone();
+        let id = name_of(&shared.repo.keys, self.kind, plaintext);
+        let bytes = u32::try_from(plaintext.len()).expect("chunks are bounded");
+        let entry = ChunkEntry { id, bytes };
+        self.list.push(entry)?;
+        if shared.is_stored(&entry) || !shared.pending.take(id) {
+            return Ok(());
+        }
+        self.bytes_new += u64::from(bytes);
+        self.blob.chunks.push(entry);
+        self.blob.plaintext.extend_from_slice(plaintext);
+        if self.blob.is_full() { self.blob.flush(&shared.packer) } else { Ok(()) }
+    }
+
+    /// Ends the stream.
+    pub fn finish(mut self) -> Result<StreamDone, PipelineError> {
+        self.cut(true)?;
+        let shared = &self.shared;
+        if self.blob.plaintext.len() >= TAIL_BYTES_MIN {
+            self.blob.flush(&shared.packer)?;
+        } else if !self.blob.chunks.is_empty() {
+            let tail = &shared.tails[self.kind as usize - 1];
+            let mut tail = tail.lock().expect("no code panics while it holds this lock");
+            if tail.chunks.len() + self.blob.chunks.len() > BLOB_CHUNKS_MAX {
+                tail.flush(&shared.packer)?;
+            }
+            tail.chunks.append(&mut self.blob.chunks);
+            tail.plaintext.extend_from_slice(&self.blob.plaintext);
+            if tail.is_full() {
+                tail.flush(&shared.packer)?;
+            }
+        }
+        shared.counters.bytes_new.fetch_add(self.bytes_new, Relaxed);
+        let stream = self.list.finish()?;
+        Ok(StreamDone { stream, bytes: self.bytes, bytes_new: self.bytes_new, hash: self.hash.finalize() })
+    }
+}
+
+impl io::Write for StreamWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.push(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Whether a chunk is in a pack that this backup may rest on. Its length must agree too.
+    pub fn is_stored(&self, entry: &ChunkEntry) -> bool {
+        let Some(found) = self.repo.index.find(&entry.id, |pack| !self.marked.contains(pack)) else { return false };
+        if found.blob.contents.chunks[found.position].bytes != entry.bytes {
+            return false;
+        }
+        self.rests_on.lock().expect("no code panics while it holds this lock").insert(found.blob.pack);
+        true
+    }
+}
+
+/// The chunk list of a stream, in memory while it is short, a stream of its own once it is not.
+struct ListBuilder {
+    shared: Arc<Shared>,
+    entries: Vec<ChunkEntry>,
+    deeper: Option<Box<StreamWriter>>,
+}
+
+impl ListBuilder {
+    fn push(&mut self, entry: ChunkEntry) -> Result<(), PipelineError> {
+        self.entries.push(entry);
+        if self.entries.len() > LIST_INLINE_ENTRIES { self.spill() } else { Ok(()) }
+    }
+
+    fn spill(&mut self) -> Result<(), PipelineError> {
+        let shared = &self.shared;
+        let deeper = self.deeper.get_or_insert_with(|| Box::new(StreamWriter::new(shared.clone(), BlobKind::Meta)));
+        deeper.push(&encode_entries(&self.entries))?;
+        self.entries.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<StreamRef, PipelineError> {
+        if self.deeper.is_none() {
+            return Ok(StreamRef { depth: 0, entries: self.entries });
+        }
+        self.spill()?;
+        let list = self.deeper.expect("it was there before the spill").finish()?.stream;
+        Ok(StreamRef { depth: list.depth + 1, entries: list.entries })
+    }
+}

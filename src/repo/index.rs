@@ -1,0 +1,508 @@
+//! The local index: which chunk lies where, in SQLite. A hint: it can be deleted, damaged or out of date without a wrong
+//! result, because every row carries a check value under the repository's key, rows count only while the index object that
+//! they came from is in the store, and what cannot be used is made anew from the index objects.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
+
+use crate::format::index::{Index, PackIndex};
+use crate::format::pack::BlobContents;
+use crate::id::{ChunkId, ObjectId};
+use crate::progress::Progress;
+use crate::repo::{RepoError, Repository, object_name, private_folder};
+use crate::seal::keys::{Keys, Kind};
+
+/// Raised when the tables change; another number is a reason to start anew.
+const SCHEMA: i64 = 1;
+/// Rows of blobs kept in memory, for runs of lookups in the same blob.
+const ROWS_KEPT: usize = 256;
+
+/// A blob as the index knows it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BlobRow {
+    pub pack: ObjectId,
+    pub offset: u32,
+    pub stored: u32,
+    pub contents: BlobContents,
+}
+
+/// Where a chunk lies: a blob, and the chunk's position in it.
+#[derive(Debug, Clone)]
+pub struct Location {
+    pub blob: Arc<BlobRow>,
+    pub position: usize,
+}
+
+/// The SQLite file. Shared by all threads; two processes may use one file.
+pub struct LocalIndex {
+    keys: Arc<Keys>,
+    path: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    db: Connection,
+    rows: HashMap<i64, Arc<BlobRow>>,
+    in_memory: bool,
+}
+
+impl LocalIndex {
+    /// Opens the file of this repository under `folder`, or makes it. A file that cannot be used is put aside and made
+    /// anew; where no file can be, the index is kept in memory for this run.
+    pub fn open(folder: &Path, keys: Arc<Keys>) -> Result<Self, RepoError> {
+        let folder = folder.join(keys.repo.hex());
+        let path = folder.join("index.sqlite");
+        let opened = private_folder(&folder).map_err(|error| error.to_string()).and_then(|()| {
+            open_file(&path)
+                .or_else(|error| {
+                    if !is_corrupt(&error) {
+                        return Err(error);
+                    }
+                    tracing::warn!("the local index {} cannot be used ({error}): making it anew", path.display());
+                    put_aside(&path);
+                    open_file(&path)
+                })
+                .map_err(|error| error.to_string())
+        });
+        let (db, in_memory) = match opened {
+            Ok(db) => (db, false),
+            Err(error) => {
+                tracing::warn!("no local index in {} ({error}): using memory for this run", path.display());
+                (in_memory().map_err(|error| cache_error(&path, &error))?, true)
+            }
+        };
+        Ok(Self { keys, path, inner: Mutex::new(Inner { db, rows: HashMap::new(), in_memory }) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Starts anew, in the file if possible, else in memory.
+    fn reset(&self, reason: &rusqlite::Error) -> Result<(), RepoError> {
+        let mut inner = self.lock();
+        tracing::warn!("the local index {} cannot be used ({reason}): making it anew", self.path.display());
+        inner.rows.clear();
+        if !inner.in_memory && is_corrupt(reason) {
+            put_aside(&self.path);
+            if let Ok(db) = open_file(&self.path) {
+                inner.db = db;
+                return Ok(());
+            }
+        }
+        inner.db = in_memory().map_err(|error| cache_error(&self.path, &error))?;
+        inner.in_memory = true;
+        Ok(())
+    }
+
+    /// Where a chunk is stored, not counting packs for which `usable` says no.
+    ///
+    /// A row that fails its check is as good as none.
+    pub fn find(&self, id: &ChunkId, usable: impl Fn(&ObjectId) -> bool) -> Option<Location> {
+        let mut inner = self.lock();
+        let found = inner.blobs_of(id);
+        let numbers = match found {
+            Ok(numbers) => numbers,
+            Err(error) => {
+                tracing::debug!("lookup of {id} in the local index: {error}");
+                return None;
+            }
+        };
+        for (number, position) in numbers {
+            let Some(blob) = inner.blob(number, &self.keys) else { continue };
+            let position = usize::try_from(position).unwrap_or(usize::MAX);
+            if usable(&blob.pack) && blob.contents.chunks.get(position).is_some_and(|chunk| chunk.id == *id) {
+                return Some(Location { blob, position });
+            }
+        }
+        None
+    }
+
+    /// Calls `each` with every pack that is listed, its size, and its blobs in order of offset.
+    pub fn each_pack(
+        &self,
+        each: &mut dyn FnMut(ObjectId, u32, Vec<BlobRow>) -> Result<(), RepoError>,
+    ) -> Result<(), RepoError> {
+        let packs: Vec<(i64, ObjectId, u32)> = {
+            let inner = self.lock();
+            let read = || -> rusqlite::Result<Vec<_>> {
+                let mut statement = inner.db.prepare_cached("SELECT number, id, bytes FROM packs ORDER BY number")?;
+                let rows = statement.query_map([], |row| Ok((row.get(0)?, ObjectId(row.get(1)?), row.get(2)?)))?;
+                rows.collect()
+            };
+            read().map_err(|error| cache_error(&self.path, &error))?
+        };
+        let mut seen = HashSet::new();
+        for (number, pack, bytes) in packs {
+            if !seen.insert(pack) {
+                continue;
+            }
+            let rows = {
+                let inner = self.lock();
+                let read = || -> rusqlite::Result<Vec<_>> {
+                    let sql = "SELECT number FROM blobs WHERE pack = ? ORDER BY offset";
+                    let mut statement = inner.db.prepare_cached(sql)?;
+                    statement.query_map([number], |row| row.get::<_, i64>(0))?.collect()
+                };
+                let numbers = read().map_err(|error| cache_error(&self.path, &error))?;
+                let mut rows = Vec::with_capacity(numbers.len());
+                for blob in numbers {
+                    let row = inner.read_blob(blob, &self.keys);
+                    rows.push(row.ok_or_else(|| RepoError::Cache {
+                        path: self.path.clone(),
+                        detail: "a row fails its check: delete the file and try again".to_owned(),
+                    })?);
+                }
+                rows
+            };
+            each(pack, bytes, rows)?;
+        }
+        Ok(())
+    }
+
+    /// Number of packs listed.
+    pub fn packs(&self) -> Result<HashMap<ObjectId, u32>, RepoError> {
+        let inner = self.lock();
+        let read = || -> rusqlite::Result<_> {
+            let mut statement = inner.db.prepare_cached("SELECT id, bytes FROM packs")?;
+            statement.query_map([], |row| Ok((ObjectId(row.get(0)?), row.get(1)?)))?.collect()
+        };
+        read().map_err(|error| cache_error(&self.path, &error))
+    }
+
+    /// Ids of the index objects that the rows came from.
+    pub fn objects(&self) -> Result<HashSet<ObjectId>, RepoError> {
+        let inner = self.lock();
+        inner.objects().map(|objects| objects.into_keys().collect()).map_err(|error| cache_error(&self.path, &error))
+    }
+
+    /// Adds what an index object says.
+    pub fn add_object(&self, id: &ObjectId, index: &Index) -> Result<(), RepoError> {
+        let added = self.lock().add_object(id, index, &self.keys);
+        match added {
+            Err(error) if !self.lock().in_memory => {
+                // A full disk costs the file, not the backup.
+                self.reset(&error)?;
+                Err(RepoError::Cache { path: self.path.clone(), detail: error.to_string() })
+            }
+            other => other.map_err(|error| cache_error(&self.path, &error)),
+        }
+    }
+
+    /// The local copy of a manifest's stored bytes. The caller compares them with the name.
+    pub fn manifest(&self, id: &ObjectId) -> Option<Vec<u8>> {
+        let inner = self.lock();
+        let mut statement = inner.db.prepare_cached("SELECT sealed FROM manifests WHERE id = ?").ok()?;
+        statement.query_row([id.as_bytes()], |row| row.get(0)).optional().ok()?
+    }
+
+    /// Keeps a manifest's stored bytes.
+    pub fn add_manifest(&self, id: &ObjectId, sealed: &[u8]) {
+        let sql = "INSERT OR REPLACE INTO manifests (id, sealed) VALUES (?, ?)";
+        if let Err(error) = self.lock().db.execute(sql, params![id.as_bytes(), sealed]) {
+            tracing::debug!("manifest {id} is not kept in the local index: {error}");
+        }
+    }
+
+    /// Drops the local copies of manifests that are not in `listed`.
+    pub fn keep_manifests(&self, listed: &HashSet<ObjectId>) {
+        let inner = self.lock();
+        let drop = || -> rusqlite::Result<()> {
+            let mut statement = inner.db.prepare_cached("SELECT id FROM manifests")?;
+            let known: Vec<[u8; 32]> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            for id in known.into_iter().filter(|id| !listed.contains(&ObjectId(*id))) {
+                inner.db.execute("DELETE FROM manifests WHERE id = ?", [id])?;
+            }
+            Ok(())
+        };
+        if let Err(error) = drop() {
+            tracing::debug!("old manifests stay in the local index: {error}");
+        }
+    }
+
+    /// When a pack was last read and found whole, in seconds since 1970.
+    pub fn verified(&self, pack: &ObjectId) -> Option<i64> {
+        let inner = self.lock();
+        let mut statement = inner.db.prepare_cached("SELECT at FROM verified WHERE pack = ?").ok()?;
+        statement.query_row([pack.as_bytes()], |row| row.get(0)).optional().ok()?
+    }
+
+    /// Remembers that packs were read and found whole at `at`, in seconds since 1970.
+    pub fn set_verified(&self, packs: &[ObjectId], at: i64) {
+        let mut inner = self.lock();
+        let write = || -> rusqlite::Result<()> {
+            let tx = inner.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            for pack in packs {
+                tx.execute("INSERT OR REPLACE INTO verified (pack, at) VALUES (?, ?)", params![pack.as_bytes(), at])?;
+            }
+            tx.commit()
+        };
+        if let Err(error) = { write }() {
+            tracing::debug!("results of this check are not remembered: {error}");
+        }
+    }
+}
+
+impl Inner {
+    fn blobs_of(&self, id: &ChunkId) -> rusqlite::Result<Vec<(i64, i64)>> {
+        let mut statement = self.db.prepare_cached("SELECT blob, position FROM chunks WHERE id = ?")?;
+        statement.query_map([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    }
+
+    fn blob(&mut self, number: i64, keys: &Keys) -> Option<Arc<BlobRow>> {
+        if let Some(row) = self.rows.get(&number) {
+            return Some(row.clone());
+        }
+        let row = Arc::new(self.read_blob(number, keys)?);
+        if self.rows.len() >= ROWS_KEPT {
+            self.rows.clear();
+        }
+        self.rows.insert(number, row.clone());
+        Some(row)
+    }
+
+    fn read_blob(&self, number: i64, keys: &Keys) -> Option<BlobRow> {
+        let sql = "SELECT packs.id, blobs.offset, blobs.stored, blobs.contents, blobs.check_value
+                   FROM blobs JOIN packs ON packs.number = blobs.pack WHERE blobs.number = ?";
+        let read = || -> rusqlite::Result<(ObjectId, u32, u32, Vec<u8>, [u8; 8])> {
+            let mut statement = self.db.prepare_cached(sql)?;
+            statement.query_row([number], |row| {
+                Ok((ObjectId(row.get(0)?), row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+            })
+        };
+        let (pack, offset, stored, contents, check) =
+            read().inspect_err(|error| tracing::debug!("row {number} of the local index: {error}")).ok()?;
+        if row_check(keys, &pack, offset, stored, &contents) != check {
+            tracing::warn!("a row of the local index fails its check and is not used");
+            return None;
+        }
+        let contents = BlobContents::decode_exact(&contents).ok()?;
+        Some(BlobRow { pack, offset, stored, contents })
+    }
+
+    fn objects(&self) -> rusqlite::Result<HashMap<ObjectId, (i64, Vec<ObjectId>)>> {
+        let mut statement = self.db.prepare_cached("SELECT number, id, supersedes FROM objects")?;
+        let rows = statement.query_map([], |row| {
+            let supersedes: Vec<u8> = row.get(2)?;
+            let ids = supersedes.as_chunks::<32>().0.iter().map(|id| ObjectId(*id)).collect();
+            Ok((ObjectId(row.get(1)?), (row.get(0)?, ids)))
+        })?;
+        rows.collect()
+    }
+
+    fn add_object(&mut self, id: &ObjectId, index: &Index, keys: &Keys) -> rusqlite::Result<()> {
+        let tx = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let supersedes: Vec<u8> = index.supersedes.iter().flat_map(|id| *id.as_bytes()).collect();
+        let sql = "INSERT OR IGNORE INTO objects (id, supersedes) VALUES (?, ?)";
+        if tx.execute(sql, params![id.as_bytes(), supersedes])? == 1 {
+            let object = tx.last_insert_rowid();
+            for pack in &index.packs {
+                add_pack(&tx, object, pack, keys)?;
+            }
+        }
+        tx.commit()
+    }
+
+    /// Removes an index object and all that came from it.
+    fn drop_object(&mut self, number: i64) -> rusqlite::Result<()> {
+        self.rows.clear();
+        let tx = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        {
+            let sql = "SELECT blobs.number, blobs.contents FROM blobs JOIN packs ON packs.number = blobs.pack
+                       WHERE packs.object = ?";
+            let mut blobs = tx.prepare(sql)?;
+            let mut delete = tx.prepare("DELETE FROM chunks WHERE id = ? AND blob = ?")?;
+            let mut rows = blobs.query([number])?;
+            while let Some(row) = rows.next()? {
+                let (blob, contents): (i64, Vec<u8>) = (row.get(0)?, row.get(1)?);
+                let Ok(contents) = BlobContents::decode_exact(&contents) else {
+                    return Err(rusqlite::Error::InvalidQuery);
+                };
+                for chunk in &contents.chunks {
+                    delete.execute(params![chunk.id.as_bytes(), blob])?;
+                }
+            }
+        }
+        tx.execute("DELETE FROM blobs WHERE pack IN (SELECT number FROM packs WHERE object = ?)", [number])?;
+        tx.execute("DELETE FROM packs WHERE object = ?", [number])?;
+        tx.execute("DELETE FROM objects WHERE number = ?", [number])?;
+        tx.commit()
+    }
+}
+
+fn add_pack(tx: &rusqlite::Transaction<'_>, object: i64, pack: &PackIndex, keys: &Keys) -> rusqlite::Result<()> {
+    tx.prepare_cached("INSERT INTO packs (id, object, bytes) VALUES (?, ?, ?)")?.execute(params![
+        pack.pack.as_bytes(),
+        object,
+        pack.bytes
+    ])?;
+    let number = tx.last_insert_rowid();
+    let sql = "INSERT INTO blobs (pack, offset, stored, contents, check_value) VALUES (?, ?, ?, ?, ?)";
+    let mut insert_blob = tx.prepare_cached(sql)?;
+    let mut insert_chunk = tx.prepare_cached("INSERT OR IGNORE INTO chunks (id, blob, position) VALUES (?, ?, ?)")?;
+    for entry in &pack.directory {
+        let mut contents = Vec::new();
+        entry.contents.encode(&mut contents);
+        let check = row_check(keys, &pack.pack, entry.offset, entry.stored, &contents);
+        insert_blob.execute(params![number, entry.offset, entry.stored, contents, check])?;
+        let blob = tx.last_insert_rowid();
+        for (position, chunk) in entry.contents.chunks.iter().enumerate() {
+            insert_chunk.execute(params![chunk.id.as_bytes(), blob, position as i64])?;
+        }
+    }
+    Ok(())
+}
+
+fn row_check(keys: &Keys, pack: &ObjectId, offset: u32, stored: u32, contents: &[u8]) -> [u8; 8] {
+    let mut row = Vec::with_capacity(40 + contents.len());
+    row.extend_from_slice(pack.as_bytes());
+    row.extend_from_slice(&offset.to_le_bytes());
+    row.extend_from_slice(&stored.to_le_bytes());
+    row.extend_from_slice(contents);
+    keys.cache_row(&row)
+}
+
+fn open_file(path: &Path) -> rusqlite::Result<Connection> {
+    let db = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    db.busy_timeout(Duration::from_secs(60))?;
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    // Durability is the store's: after power loss the index may be short of what was last added, never wrong.
+    db.pragma_update(None, "synchronous", "NORMAL")?;
+    set_up(&db)?;
+    Ok(db)
+}
+
+fn in_memory() -> rusqlite::Result<Connection> {
+    let db = Connection::open_in_memory()?;
+    set_up(&db)?;
+    Ok(db)
+}
+
+fn set_up(db: &Connection) -> rusqlite::Result<()> {
+    db.set_prepared_statement_cache_capacity(32);
+    db.pragma_update(None, "cache_size", -8192)?;
+    db.pragma_update(None, "temp_store", "MEMORY")?;
+    let found: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if found != SCHEMA {
+        db.execute_batch(&format!(
+            "BEGIN IMMEDIATE;
+             DROP TABLE IF EXISTS objects; DROP TABLE IF EXISTS packs; DROP TABLE IF EXISTS blobs;
+             DROP TABLE IF EXISTS chunks; DROP TABLE IF EXISTS manifests; DROP TABLE IF EXISTS verified;
+             CREATE TABLE objects (number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, supersedes BLOB NOT NULL);
+             CREATE TABLE packs (number INTEGER PRIMARY KEY, id BLOB NOT NULL, object INTEGER NOT NULL, bytes INTEGER NOT NULL);
+             CREATE INDEX packs_object ON packs (object);
+             CREATE TABLE blobs (number INTEGER PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL,
+                                 stored INTEGER NOT NULL, contents BLOB NOT NULL, check_value BLOB NOT NULL);
+             CREATE INDEX blobs_pack ON blobs (pack);
+             CREATE TABLE chunks (id BLOB NOT NULL, blob INTEGER NOT NULL, position INTEGER NOT NULL,
+                                  PRIMARY KEY (id, blob)) WITHOUT ROWID;
+             CREATE TABLE manifests (id BLOB PRIMARY KEY, sealed BLOB NOT NULL) WITHOUT ROWID;
+             CREATE TABLE verified (pack BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+             PRAGMA user_version = {SCHEMA};
+             COMMIT;"
+        ))?;
+    }
+    Ok(())
+}
+
+fn is_corrupt(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+        || matches!(error, rusqlite::Error::InvalidQuery | rusqlite::Error::SqlInputError { .. })
+        || matches!(error, rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::FromSqlConversionFailure(..))
+}
+
+/// Moves a file that cannot be used out of the way, with its journal.
+fn put_aside(path: &Path) {
+    for suffix in ["", "-wal", "-shm"] {
+        let mut from = path.as_os_str().to_owned();
+        from.push(suffix);
+        let mut to = path.as_os_str().to_owned();
+        to.push(format!(".corrupt{suffix}"));
+        let _ = std::fs::rename(from, to);
+    }
+}
+
+fn cache_error(path: &Path, error: &rusqlite::Error) -> RepoError {
+    RepoError::Cache { path: path.to_owned(), detail: error.to_string() }
+}
+
+impl Repository {
+    /// Brings the local index up to date with the index objects in the store.
+    pub fn load_index(&self, progress: &Progress) -> Result<(), RepoError> {
+        match self.try_load_index(progress) {
+            Err(LoadError::Local(error)) => {
+                self.index.reset(&error)?;
+                self.try_load_index(progress).map_err(|error| match error {
+                    LoadError::Local(error) => cache_error(&self.index.path, &error),
+                    LoadError::Repo(error) => error,
+                })
+            }
+            Err(LoadError::Repo(error)) => Err(error),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn try_load_index(&self, progress: &Progress) -> Result<(), LoadError> {
+        let listed: HashSet<ObjectId> = self.list(Kind::Index)?.into_iter().map(|(id, _)| id).collect();
+        let known = self.index.lock().objects()?;
+        let mut supersedes: HashMap<ObjectId, Vec<ObjectId>> = HashMap::new();
+        for (id, (number, ids)) in &known {
+            if listed.contains(id) {
+                supersedes.insert(*id, ids.clone());
+            } else {
+                self.index.lock().drop_object(*number)?;
+            }
+        }
+        let missing: Vec<_> = listed.iter().filter(|id| !known.contains_key(id)).collect();
+        progress.add_items_total(missing.len() as u64);
+        for id in missing {
+            let index = match self.load_index_object(id) {
+                // Replaced since the listing: what replaced it is found by the next load.
+                Err(RepoError::Backend(crate::backend::BackendError::NotFound { .. })) => continue,
+                other => other?,
+            };
+            self.index.lock().add_object(id, &index, &self.keys)?;
+            supersedes.insert(*id, index.supersedes);
+            progress.add_items(1);
+        }
+        let superseded: HashSet<_> = supersedes.values().flatten().collect();
+        if superseded.iter().any(|id| supersedes.contains_key(id)) {
+            let known = self.index.lock().objects()?;
+            for (_, (number, _)) in known.iter().filter(|(id, _)| superseded.contains(id)) {
+                self.index.lock().drop_object(*number)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads one index object from the store.
+    pub fn load_index_object(&self, id: &ObjectId) -> Result<Index, RepoError> {
+        let raw = self.load(Kind::Index, id)?;
+        Index::decode(&raw).map_err(|source| RepoError::Format { name: object_name(Kind::Index, id), source })
+    }
+}
+
+enum LoadError {
+    Local(rusqlite::Error),
+    Repo(RepoError),
+}
+
+impl From<rusqlite::Error> for LoadError {
+    fn from(error: rusqlite::Error) -> Self {
+        LoadError::Local(error)
+    }
+}
+
+impl From<RepoError> for LoadError {
+    fn from(error: RepoError) -> Self {
+        LoadError::Repo(error)
+    }
+}
