@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Command:
-    """A program to run: `stdin` and `stdout` are files; without them nothing is read and the output is kept for errors."""
+    """A program to run: `stdin` and `stdout` are files; without them nothing is read, and the output is kept."""
 
     argv: list
     env: dict = field(default_factory=dict)
@@ -42,16 +42,16 @@ def run(*pipeline):
     """Runs commands joined by pipes; raises Failed unless every one of them succeeds."""
     os.sync()  # what the last command left to be written is not to be paid by this one
     began, running, previous = time.monotonic(), [], None
-    logs = []
+    output, logs = tempfile.TemporaryFile(), []
     for at, command in enumerate(pipeline):
         last = at == len(pipeline) - 1
         log = tempfile.TemporaryFile()
         logs.append(log)
         stdin = previous or (open(command.stdin, "rb") if command.stdin else subprocess.DEVNULL)
-        stdout = subprocess.PIPE if not last else (open(command.stdout, "wb") if command.stdout else log)
+        stdout = subprocess.PIPE if not last else (open(command.stdout, "wb") if command.stdout else output)
         process = subprocess.Popen(command.argv, env=command.env, stdin=stdin, stdout=stdout, stderr=log, cwd=command.cwd)
         for file in (stdin, stdout):
-            if hasattr(file, "close") and file is not log:
+            if hasattr(file, "close") and file is not output:
                 file.close()
         previous = process.stdout
         running.append(process)
@@ -66,7 +66,7 @@ def run(*pipeline):
     seconds = time.monotonic() - began
     if failures:
         raise Failed("\n".join(failures))
-    return Measured(seconds, cpu_seconds, rss_bytes_each, _text(logs[-1]))
+    return Measured(seconds, cpu_seconds, rss_bytes_each, _text(output))
 
 
 def _text(log):

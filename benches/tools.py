@@ -136,7 +136,10 @@ class Rustic(Tool):
         return [self.command("init")]
 
     def snapshot_command(self, label, stdin):
-        return self.command("backup", "--json", "--stdin-filename", FILE, "--tag", label, "-", stdin=stdin)
+        # Without --force rustic 0.11.4 takes a stream under a known name for unchanged and does not read it.
+        return self.command(
+            "backup", "--json", "--force", "--stdin-filename", FILE, "--tag", label, "-", stdin=stdin
+        )
 
     def note(self, label, output):
         self.ids[label] = json.loads(output[output.index("{") : output.rindex("}") + 1])["id"]
