@@ -5,9 +5,11 @@
 
 pub mod backend;
 pub mod chunk;
+pub mod cli;
 pub mod format;
 pub mod id;
 pub mod limits;
+pub mod ops;
 pub mod pipeline;
 pub mod progress;
 pub mod repo;

@@ -5,6 +5,7 @@
 //! suite that each of them passes.
 
 pub mod local;
+pub mod location;
 pub mod memory;
 
 use std::ops::Range;

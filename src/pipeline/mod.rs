@@ -22,14 +22,23 @@ pub enum PipelineError {
     Seal(#[from] crate::seal::blob::SealError),
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+    /// A worker stopped; what stopped it is the better error.
+    #[error("storing stopped")]
+    Stopped,
     #[error("an item was begun and not finished: the backup cannot be committed")]
     Unfinished,
+    /// Whoever takes the plaintext could not.
+    #[error(transparent)]
+    Target(std::io::Error),
     #[error("item {path:?} {detail}")]
     Item { path: String, detail: String },
 }
 
 impl From<PipelineError> for std::io::Error {
     fn from(error: PipelineError) -> Self {
-        std::io::Error::other(error)
+        match error {
+            PipelineError::Target(error) => error,
+            error => std::io::Error::other(error),
+        }
     }
 }

@@ -118,7 +118,7 @@ impl Packer {
     /// Hands a blob on; waits while the queue is full.
     pub fn push(&self, blob: Blob) -> Result<(), PipelineError> {
         let blobs = self.blobs.as_ref().expect("finish consumes the packer");
-        blobs.send(blob).map_err(|_| self.failure())
+        blobs.send(blob).map_err(|_| PipelineError::Stopped)
     }
 
     /// An empty buffer for plaintext, used before if there is one.
@@ -151,8 +151,9 @@ impl Packer {
         }
     }
 
-    fn failure(&self) -> PipelineError {
-        self.shared.take_failure().unwrap_or(PipelineError::Unfinished)
+    /// Why a worker stopped, if one did.
+    pub fn failure(&self) -> Option<PipelineError> {
+        self.shared.take_failure().filter(|error| !matches!(error, PipelineError::Unfinished))
     }
 }
 
@@ -180,8 +181,10 @@ impl Shared {
         self.failure.lock().expect("no code panics while it holds this lock").is_some()
     }
 
+    /// The first failure; what stays behind only says that there was one.
     fn take_failure(&self) -> Option<PipelineError> {
-        self.failure.lock().expect("no code panics while it holds this lock").replace(PipelineError::Unfinished)
+        let mut failure = self.failure.lock().expect("no code panics while it holds this lock");
+        failure.as_mut().map(|failure| std::mem::replace(failure, PipelineError::Unfinished))
     }
 }
 

@@ -93,6 +93,11 @@ impl SnapshotWriter {
         Ok(Self { shared, added, lines, paths: Mutex::default() })
     }
 
+    /// Why storing failed, if it did.
+    pub fn failure(&self) -> Option<PipelineError> {
+        self.shared.packer.failure()
+    }
+
     /// Ends the snapshot's data: when this returns, all of it is in packs that index objects list.
     pub fn finish(self) -> Result<Written, PipelineError> {
         let lines = self.lines.into_inner().expect("no code panics while it holds this lock");

@@ -6,6 +6,8 @@
 //! Items are plaintext, never compressed, in a stable order, and nothing volatile (times, positions, tool banners) stands
 //! inside their bytes: that belongs into the facts.
 
+pub mod stdin;
+
 use std::io;
 
 use serde_json::{Map, Value};

@@ -1,0 +1,132 @@
+//! What every command needs: settings, the repository, progress, Ctrl-C.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::screen::Screen;
+use super::settings::{self, File, Global};
+use crate::backend::Backend;
+use crate::backend::location;
+use crate::progress::Progress;
+use crate::repo::{Places, Repository};
+
+/// Settings of this run.
+pub struct Context {
+    pub global: Global,
+    pub file: File,
+    pub places: Places,
+    pub progress: Progress,
+}
+
+impl Context {
+    /// Reads the settings, starts logging, and listens for Ctrl-C.
+    pub fn new(global: &Global) -> anyhow::Result<Self> {
+        start_logging(global);
+        let progress = Progress::default();
+        cancel_on_signals(progress.clone())?;
+        Ok(Self { global: global.clone(), file: settings::load_file(global)?, places: settings::places()?, progress })
+    }
+
+    /// The store, as an existing one.
+    pub fn backend(&self) -> anyhow::Result<Arc<dyn Backend>> {
+        Ok(location::open(&settings::repo_url(&self.global, &self.file)?)?)
+    }
+
+    /// The store, made if it is a folder that does not exist.
+    pub fn new_backend(&self) -> anyhow::Result<Arc<dyn Backend>> {
+        Ok(location::create(&settings::repo_url(&self.global, &self.file)?)?)
+    }
+
+    /// Opens the repository.
+    pub fn open(&self) -> anyhow::Result<Arc<Repository>> {
+        let backend = self.backend()?;
+        let secret = match settings::secret(&self.global, &self.file)? {
+            Some(secret) => secret,
+            None => settings::ask_password()?,
+        };
+        Ok(Arc::new(Repository::open(backend, &secret, &self.places)?))
+    }
+
+    /// Opens the repository and loads its index.
+    pub fn open_with_index(&self) -> anyhow::Result<Arc<Repository>> {
+        let repo = self.open()?;
+        repo.load_index(&Progress::default())?;
+        Ok(repo)
+    }
+
+    /// The screen for a long operation; it is cleared when dropped.
+    pub fn screen(&self) -> Screen {
+        Screen::start(&self.global, self.progress.clone())
+    }
+
+    /// A line for people, on stderr.
+    pub fn say(&self, line: impl AsRef<str>) {
+        if !self.global.quiet && !self.global.json {
+            eprintln!("{}", line.as_ref());
+        }
+    }
+
+    /// A warning, on stderr.
+    pub fn warn(&self, line: impl AsRef<str>) {
+        eprintln!("vault: warning: {}", line.as_ref());
+    }
+
+    /// Name of this host for people.
+    pub fn host(&self) -> String {
+        settings::env("VAULT_HOST")
+            .or_else(|| self.file.host.clone())
+            .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
+    }
+
+    /// The time now.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+}
+
+/// Threads that are worth having for compute-bound work.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+fn start_logging(global: &Global) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (_, 0) => "vault=warn,error",
+        (_, 1) => "vault=info,warn",
+        (_, 2) => "vault=debug,info",
+        _ => "trace",
+    };
+    let filter = settings::env("VAULT_LOG").unwrap_or_else(|| level.to_owned());
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .try_init();
+}
+
+/// The first signal asks the operation to stop; the second ends the process.
+fn cancel_on_signals(progress: Progress) -> anyhow::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    std::thread::spawn(move || {
+        for (count, signal) in signals.forever().enumerate() {
+            if count > 0 {
+                std::process::exit(128 + signal);
+            }
+            progress.cancel();
+            let progress = progress.clone();
+            std::thread::spawn(move || {
+                // What waits for a store or a server that does not answer is not waited for.
+                std::thread::sleep(std::time::Duration::from_millis(1800));
+                if progress.is_cancelled() {
+                    eprintln!("vault: stopped; what was stored is used by the next run");
+                    std::process::exit(128 + signal);
+                }
+            });
+        }
+    });
+    Ok(())
+}

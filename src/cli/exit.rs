@@ -1,0 +1,173 @@
+//! Exit codes, chosen once, from the kind of the error.
+
+use std::io;
+use std::process::ExitCode;
+
+use crate::backend::BackendError;
+use crate::ops::snapshot::SnapshotError;
+use crate::pipeline::PipelineError;
+use crate::progress::Cancelled;
+use crate::repo::RepoError;
+use crate::repo::snapshots::FindError;
+use crate::source::stdin::StdinError;
+
+/// The table of the manual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    Ok = 0,
+    Other = 1,
+    Usage = 2,
+    NotCommitted = 3,
+    Damaged = 4,
+    DumpFailed = 5,
+    Target = 6,
+    NoRepository = 10,
+    Busy = 11,
+    WrongKey = 12,
+    Rollback = 13,
+    Unreachable = 14,
+    NoSpace = 15,
+    Clock = 16,
+    /// 128 + SIGINT, as shells have it.
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// An error of the command line itself, with its code.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct CliError {
+    pub exit: Exit,
+    pub message: String,
+}
+
+/// A wrong or missing argument.
+pub fn usage(message: impl Into<String>) -> anyhow::Error {
+    CliError { exit: Exit::Usage, message: message.into() }.into()
+}
+
+/// Prints the chain once and returns its code.
+pub fn report(error: &anyhow::Error, json: bool) -> ExitCode {
+    let exit = code_of(error);
+    // Transparent wrappers repeat their cause: each text is said once.
+    let mut said: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if !said.iter().any(|earlier| earlier.contains(&text)) {
+            said.push(text);
+        }
+    }
+    let message = said.join(": ");
+    if json {
+        eprintln!("{}", serde_json::json!({ "error": message, "exit": exit as u8 }));
+    } else {
+        eprintln!("vault: {message}");
+    }
+    exit.into()
+}
+
+/// The code of the first cause that has one.
+pub fn code_of(error: &anyhow::Error) -> Exit {
+    error.chain().find_map(|cause| of_cause(cause)).unwrap_or(Exit::Other)
+}
+
+fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
+    if let Some(error) = cause.downcast_ref::<CliError>() {
+        return Some(error.exit);
+    }
+    if cause.is::<Cancelled>() {
+        return Some(Exit::Interrupted);
+    }
+    if let Some(error) = cause.downcast_ref::<RepoError>() {
+        return of_repo(error);
+    }
+    if let Some(error) = cause.downcast_ref::<BackendError>() {
+        return Some(of_backend(error));
+    }
+    if let Some(error) = cause.downcast_ref::<PipelineError>() {
+        return of_pipeline(error);
+    }
+    if cause.is::<FindError>() {
+        return Some(Exit::Usage);
+    }
+    if let Some(error) = cause.downcast_ref::<StdinError>() {
+        return match error {
+            StdinError::Failed { .. } | StdinError::Start { .. } => Some(Exit::DumpFailed),
+            StdinError::Empty { .. } | StdinError::Read { .. } => Some(Exit::NotCommitted),
+            StdinError::Store(error) => of_io(error),
+        };
+    }
+    if let Some(error) = cause.downcast_ref::<SnapshotError<StdinError>>() {
+        return of_snapshot(error);
+    }
+    cause.downcast_ref::<io::Error>().and_then(of_io)
+}
+
+/// The code of a snapshot that was not committed, whatever its source.
+pub fn of_snapshot<E: std::error::Error + 'static>(error: &SnapshotError<E>) -> Option<Exit> {
+    match error {
+        SnapshotError::Source(error) => of_cause(error).or(Some(Exit::NotCommitted)),
+        SnapshotError::Pipeline(error) => of_pipeline(error).or(Some(Exit::NotCommitted)),
+        SnapshotError::Repo(error) => of_repo(error).or(Some(Exit::NotCommitted)),
+        SnapshotError::Overtaken { .. } => Some(Exit::NotCommitted),
+    }
+}
+
+fn of_repo(error: &RepoError) -> Option<Exit> {
+    Some(match error {
+        RepoError::NoRepository { .. } => Exit::NoRepository,
+        RepoError::WrongKey { .. } => Exit::WrongKey,
+        RepoError::Rollback { .. } => Exit::Rollback,
+        RepoError::Damaged { .. } => Exit::Damaged,
+        RepoError::Format { source: crate::format::FormatError::Version { .. }, .. } => Exit::Other,
+        RepoError::Format { .. } => Exit::Damaged,
+        RepoError::Backend(error) => of_backend(error),
+        RepoError::LastSlot => Exit::Usage,
+        _ => return None,
+    })
+}
+
+fn of_pipeline(error: &PipelineError) -> Option<Exit> {
+    match error {
+        PipelineError::Repo(error) => of_repo(error),
+        PipelineError::Cancelled(_) => Some(Exit::Interrupted),
+        PipelineError::Target(error) => of_io(error).or(Some(Exit::Target)),
+        PipelineError::Item { .. } => Some(Exit::Damaged),
+        _ => None,
+    }
+}
+
+fn of_backend(error: &BackendError) -> Exit {
+    match error {
+        BackendError::NoStore { .. } => Exit::NoRepository,
+        BackendError::NotFound { .. } | BackendError::ShortRange { .. } | BackendError::Damaged { .. } => Exit::Damaged,
+        BackendError::Denied { .. } | BackendError::Unreachable { .. } => Exit::Unreachable,
+        BackendError::NoSpace { .. } => Exit::NoSpace,
+        BackendError::Interrupted { .. } => Exit::Interrupted,
+        _ => Exit::Other,
+    }
+}
+
+/// An I/O error may carry one of ours.
+fn of_io(error: &io::Error) -> Option<Exit> {
+    if let Some(inner) = error.get_ref() {
+        return of_cause(inner);
+    }
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => Some(Exit::NoSpace),
+        _ => None,
+    }
+}
+
+/// Ignores SIGXFSZ: the write then fails with EFBIG.
+pub fn ignore_file_size_signal() {
+    // A handler that does nothing serves as well as SIG_IGN and needs no unsafe code.
+    let seen = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen);
+}

@@ -1,0 +1,234 @@
+//! Settings: flag, environment, `vault.toml`, default, in this order.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::exit::{CliError, Exit, usage};
+use crate::repo::Places;
+use crate::seal::slot::Secret;
+
+/// Options of every command.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Where the repository is: a folder, or s3://bucket/prefix [env: VAULT_REPO]
+    #[arg(long, global = true, value_name = "URL")]
+    pub repo: Option<String>,
+    /// Read the password from this file (its last newline is not part of it) [env: VAULT_PASSWORD_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// Unlock with a key file of 32 bytes instead of a password [env: VAULT_KEY_FILE]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "password_file")]
+    pub key_file: Option<PathBuf>,
+    /// Settings file [env: VAULT_CONFIG; default: vault.toml in the user's configuration folder]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// One JSON object a line on stdout, for scripts
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say nothing but the result
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more; twice: everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// No progress bar
+    #[arg(long, global = true)]
+    pub no_progress: bool,
+}
+
+/// `vault.toml`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct File {
+    pub repo: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub password_command: Option<String>,
+    pub key_file: Option<PathBuf>,
+    /// Name of this host in manifests.
+    pub host: Option<String>,
+}
+
+/// Reads an environment variable; empty counts as unset.
+pub fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn env_path(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+fn home() -> anyhow::Result<PathBuf> {
+    env_path("HOME")
+        .ok_or_else(|| usage("HOME is not set: set it, or say --repo and XDG_CACHE_HOME and XDG_STATE_HOME"))
+}
+
+fn user_folder(variable: &str, below_home: &str) -> anyhow::Result<PathBuf> {
+    match env_path(variable).filter(|path| path.is_absolute()) {
+        Some(path) => Ok(path.join("vault")),
+        None => Ok(home()?.join(below_home).join("vault")),
+    }
+}
+
+/// Where this installation keeps what is its own.
+pub fn places() -> anyhow::Result<Places> {
+    Ok(Places {
+        cache: user_folder("XDG_CACHE_HOME", ".cache")?,
+        state: user_folder("XDG_STATE_HOME", ".local/state")?,
+    })
+}
+
+/// Reads the settings file. Only one that was asked for must exist.
+pub fn load_file(global: &Global) -> anyhow::Result<File> {
+    let asked = global.config.clone().or_else(|| env_path("VAULT_CONFIG"));
+    let path = match &asked {
+        Some(path) => path.clone(),
+        None => match user_folder("XDG_CONFIG_HOME", ".config") {
+            Ok(folder) => folder.join("vault.toml"),
+            Err(_) => return Ok(File::default()),
+        },
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => toml::from_str(&text)
+            .map_err(|error| usage(format!("{}: {}", path.display(), error.to_string().trim_end()))),
+        Err(error) if asked.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(File::default()),
+        Err(error) => Err(usage(format!("settings file {}: {error}", path.display()))),
+    }
+}
+
+/// The repository's URL.
+pub fn repo_url(global: &Global, file: &File) -> anyhow::Result<String> {
+    if let Some(url) = global.repo.clone().or_else(|| env("VAULT_REPO")).or_else(|| file.repo.clone()) {
+        return Ok(url);
+    }
+    if let Some(bucket) = env("BACKUP_BUCKET") {
+        return Ok(format!("s3://{bucket}"));
+    }
+    Ok(user_folder("XDG_DATA_HOME", ".local/share")?.join("repository").to_string_lossy().into_owned())
+}
+
+/// The secret that was set, if any was.
+pub fn secret(global: &Global, file: &File) -> anyhow::Result<Option<Secret>> {
+    if let Some(path) = &global.password_file {
+        return password_from_file(path).map(Some);
+    }
+    if let Some(path) = &global.key_file {
+        return key_from_file(path).map(Some);
+    }
+    if let Some(password) = env("VAULT_PASSWORD") {
+        return Ok(Some(password_of(password.into_bytes())));
+    }
+    if let Some(path) = env_path("VAULT_PASSWORD_FILE") {
+        return password_from_file(&path).map(Some);
+    }
+    if let Some(command) = env("VAULT_PASSWORD_COMMAND") {
+        return password_from_command(&command).map(Some);
+    }
+    if let Some(path) = env_path("VAULT_KEY_FILE") {
+        return key_from_file(&path).map(Some);
+    }
+    match file {
+        File { password_file: Some(path), .. } => password_from_file(path).map(Some),
+        File { password_command: Some(command), .. } => password_from_command(command).map(Some),
+        File { key_file: Some(path), .. } => key_from_file(path).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// What to set when no secret was.
+pub fn no_secret() -> anyhow::Error {
+    CliError {
+        exit: Exit::Usage,
+        message: "no password: set VAULT_PASSWORD, VAULT_PASSWORD_FILE or VAULT_PASSWORD_COMMAND, or use --password-file or --key-file"
+            .to_owned(),
+    }
+    .into()
+}
+
+fn password_of(mut bytes: Vec<u8>) -> Secret {
+    if bytes.last() == Some(&b'\n') {
+        bytes.pop();
+        if bytes.last() == Some(&b'\r') {
+            bytes.pop();
+        }
+    }
+    Secret::Password(Zeroizing::new(bytes))
+}
+
+/// Reads a password from a file.
+pub fn password_from_file(path: &Path) -> anyhow::Result<Secret> {
+    let bytes = std::fs::read(path).map_err(|error| usage(format!("password file {}: {error}", path.display())))?;
+    match password_of(bytes) {
+        Secret::Password(password) if password.is_empty() => {
+            Err(usage(format!("password file {} is empty", path.display())))
+        }
+        secret => Ok(secret),
+    }
+}
+
+/// Reads a key file: 32 bytes, or 64 hex digits. Others must not be able to read it.
+pub fn key_from_file(path: &Path) -> anyhow::Result<Secret> {
+    use std::os::unix::fs::PermissionsExt;
+    let wrong = |detail: String| usage(format!("key file {}: {detail}", path.display()));
+    let mode = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(wrong(format!("others may read it (mode {:o}): chmod 600 it", mode & 0o777)));
+    }
+    let bytes = Zeroizing::new(std::fs::read(path).map_err(|error| wrong(error.to_string()))?);
+    let key = match <[u8; 32]>::try_from(bytes.as_slice()) {
+        Ok(key) => Some(key),
+        Err(_) => {
+            data_encoding::HEXLOWER_PERMISSIVE.decode(bytes.trim_ascii()).ok().and_then(|key| key.try_into().ok())
+        }
+    };
+    let key = key.ok_or_else(|| {
+        wrong("is neither 32 bytes nor 64 hex digits: make one with `head -c 32 /dev/urandom`".to_owned())
+    })?;
+    Ok(Secret::KeyFile(Zeroizing::new(key)))
+}
+
+fn password_from_command(command: &str) -> anyhow::Result<Secret> {
+    let output = std::process::Command::new("/bin/sh")
+        .args([OsString::from("-c"), OsString::from(command)])
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .context("the password command cannot be started")?;
+    if !output.status.success() {
+        return Err(usage(format!("the password command failed with {}", output.status)));
+    }
+    match password_of(output.stdout) {
+        Secret::Password(password) if password.is_empty() => Err(usage("the password command printed nothing")),
+        secret => Ok(secret),
+    }
+}
+
+/// Asks for a new password twice on the terminal, or says what to set where there is none.
+pub fn ask_new_password() -> anyhow::Result<Secret> {
+    use std::io::IsTerminal;
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Err(no_secret());
+    }
+    let first = Zeroizing::new(rpassword::prompt_password("New password for the repository: ")?);
+    let second = Zeroizing::new(rpassword::prompt_password("Again: ")?);
+    if first != second {
+        return Err(usage("the two passwords are not the same"));
+    }
+    if first.is_empty() {
+        return Err(usage("an empty password protects nothing"));
+    }
+    Ok(Secret::Password(Zeroizing::new(first.as_bytes().to_vec())))
+}
+
+/// Asks for the password on the terminal, or says what to set where there is none.
+pub fn ask_password() -> anyhow::Result<Secret> {
+    use std::io::IsTerminal;
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Err(no_secret());
+    }
+    let password = Zeroizing::new(rpassword::prompt_password("Password of the repository: ")?);
+    Ok(Secret::Password(Zeroizing::new(password.as_bytes().to_vec())))
+}
