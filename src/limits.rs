@@ -28,6 +28,10 @@ pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 pub const BLOB_BYTES_TARGET: usize = 1 << 20;
 /// No blob's plaintext, nor any other sealed object's, is longer than this.
 pub const RAW_BYTES_MAX: usize = 8 << 20;
+/// No zstd frame may ask its reader for a longer window.
+pub const WINDOW_BYTES_MAX: u64 = 8 << 20;
+/// Header and tag around every sealed object's payload.
+pub const BOX_BYTES_MIN: usize = 40 + 16;
 /// Most chunks of one blob, and most bases.
 pub const BLOB_CHUNKS_MAX: usize = 4096;
 pub const BLOB_BASES_MAX: usize = 256;

@@ -4,9 +4,9 @@
 
 use crate::format::FormatError;
 use crate::format::bytes::Reader;
-use crate::format::pack::{Directory, decode_directory, encode_directory};
+use crate::format::pack::{Directory, PACK_TRAILER_BYTES, blobs_end, decode_directory, encode_directory};
 use crate::id::ObjectId;
-use crate::limits::PACK_BYTES_MAX;
+use crate::limits::{BOX_BYTES_MIN, PACK_BYTES_MAX};
 
 /// What one index object says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -62,8 +62,9 @@ impl Index {
             }
             let directory_bytes = reader.u32()? as usize;
             let directory = decode_directory(reader.take(directory_bytes)?)?;
-            if directory.last().is_some_and(|last| u64::from(last.offset) + u64::from(last.stored) > u64::from(bytes)) {
-                return Err(FormatError::Range { what: "end of a blob", value: u64::from(bytes) });
+            // Behind the blobs the pack has at least an empty directory and its trailer.
+            if blobs_end(&directory) + (BOX_BYTES_MIN + PACK_TRAILER_BYTES) as u64 > u64::from(bytes) {
+                return Err(FormatError::Range { what: "end of a blob", value: blobs_end(&directory) });
             }
             packs.push(PackIndex { pack, bytes, directory });
         }

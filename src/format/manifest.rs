@@ -9,7 +9,9 @@ use serde_json::{Map, Value};
 
 use crate::format::FormatError;
 use crate::id::{ChunkId, HostId, ObjectId};
-use crate::limits::{CHUNK_BYTES_MAX, LIST_INLINE_ENTRIES_MAX, MANIFEST_BYTES_MAX, STREAM_DEPTH_MAX};
+use crate::limits::{
+    CHUNK_BYTES_MAX, ITEM_LINE_BYTES_MAX, LIST_INLINE_ENTRIES_MAX, MANIFEST_BYTES_MAX, STREAM_DEPTH_MAX,
+};
 
 /// Version of the manifest's own fields.
 pub const MANIFEST_VERSION: u32 = 1;
@@ -190,12 +192,17 @@ impl Manifest {
         if text.len() > MANIFEST_BYTES_MAX {
             return Err(FormatError::Range { what: "manifest size", value: text.len() as u64 });
         }
-        let manifest: Self =
-            serde_json::from_slice(text).map_err(|source| FormatError::Json { what: "manifest", source })?;
-        if manifest.vault != MANIFEST_VERSION {
-            return Err(FormatError::Version { what: "manifest", found: manifest.vault, known: MANIFEST_VERSION });
+        #[derive(Deserialize)]
+        struct Head {
+            vault: u32,
         }
-        Ok(manifest)
+        let json = |source| FormatError::Json { what: "manifest", source };
+        // The version first: another one may have other fields.
+        let head: Head = serde_json::from_slice(text).map_err(json)?;
+        if head.vault != MANIFEST_VERSION {
+            return Err(FormatError::Version { what: "manifest", found: head.vault, known: MANIFEST_VERSION });
+        }
+        serde_json::from_slice(text).map_err(json)
     }
 }
 
@@ -208,9 +215,15 @@ impl Item {
 
     /// Reads a line without its newline, and refuses paths that no source can have written.
     pub fn decode_line(line: &[u8]) -> Result<Self, FormatError> {
+        if line.len() > ITEM_LINE_BYTES_MAX {
+            return Err(FormatError::Range { what: "length of an item line", value: line.len() as u64 });
+        }
         let item: Self =
             serde_json::from_slice(line).map_err(|source| FormatError::Json { what: "item line", source })?;
         check_item_path(&item.path)?;
+        if item.hash.parse::<ObjectId>().is_err() {
+            return Err(FormatError::Text { what: "hash of an item" });
+        }
         Ok(item)
     }
 }

@@ -5,7 +5,9 @@
 use crate::format::FormatError;
 use crate::format::bytes::Reader;
 use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry};
-use crate::limits::{BLOB_BASES_MAX, BLOB_CHUNKS_MAX, DELTA_DEPTH_MAX, PACK_BYTES_MAX, RAW_BYTES_MAX};
+use crate::limits::{
+    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_CHUNKS_MAX, BOX_BYTES_MIN, DELTA_DEPTH_MAX, PACK_BYTES_MAX, RAW_BYTES_MAX,
+};
 
 /// What a blob's chunks are part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,6 +79,10 @@ impl BlobContents {
         if contents.raw_bytes() > RAW_BYTES_MAX {
             return Err(FormatError::Range { what: "plaintext of a blob", value: contents.raw_bytes() as u64 });
         }
+        let base_bytes = contents.bases.iter().map(|base| base.bytes as usize).sum::<usize>();
+        if base_bytes > BASE_BYTES_MAX {
+            return Err(FormatError::Range { what: "bases of a blob", value: base_bytes as u64 });
+        }
         Ok(contents)
     }
 
@@ -123,6 +129,9 @@ pub fn decode_directory(raw: &[u8]) -> Result<Directory, FormatError> {
         if u64::from(offset) != end {
             return Err(FormatError::Range { what: "blob offset", value: u64::from(offset) });
         }
+        if (stored as usize) < BOX_BYTES_MIN {
+            return Err(FormatError::Range { what: "stored length of a blob", value: u64::from(stored) });
+        }
         end += u64::from(stored);
         if end > PACK_BYTES_MAX as u64 {
             return Err(FormatError::Range { what: "end of a blob", value: end });
@@ -130,6 +139,17 @@ pub fn decode_directory(raw: &[u8]) -> Result<Directory, FormatError> {
         entries.push(BlobEntry { offset, stored, contents: BlobContents::decode(&mut reader)? });
     }
     Ok(entries)
+}
+
+/// Where the last blob ends.
+pub fn blobs_end(directory: &[BlobEntry]) -> u64 {
+    directory.last().map_or(0, |last| u64::from(last.offset) + u64::from(last.stored))
+}
+
+/// Refuses a directory whose blobs do not end where it begins, at `start` in its pack.
+pub fn check_filled(directory: &[BlobEntry], start: u64) -> Result<(), FormatError> {
+    let end = blobs_end(directory);
+    if end == start { Ok(()) } else { Err(FormatError::Range { what: "end of the blobs of a pack", value: end }) }
 }
 
 /// Last bytes of every pack.
@@ -155,6 +175,7 @@ pub fn directory_range(pack_bytes: u64, tail: &[u8]) -> Result<std::ops::Range<u
     }
     let directory = u64::from(u32::from_le_bytes(trailer[..4].try_into().expect("4 bytes")));
     let end = pack_bytes.checked_sub(PACK_TRAILER_BYTES as u64).ok_or(FormatError::Truncated { what: "pack" })?;
-    let start = end.checked_sub(directory).ok_or(FormatError::Range { what: "directory length", value: directory })?;
-    Ok(start..end)
+    let fits = (BOX_BYTES_MIN as u64..=(BOX_BYTES_MIN + RAW_BYTES_MAX) as u64).contains(&directory);
+    let start = end.checked_sub(directory).filter(|_| fits && pack_bytes <= PACK_BYTES_MAX as u64);
+    Ok(start.ok_or(FormatError::Range { what: "directory length", value: directory })?..end)
 }

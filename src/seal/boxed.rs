@@ -6,7 +6,7 @@
 use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::{KeyInit, Tag, XChaCha20Poly1305, XNonce};
 
-use crate::limits::RAW_BYTES_MAX;
+use crate::limits::{RAW_BYTES_MAX, WINDOW_BYTES_MAX};
 use crate::seal::keys::{Keys, Kind};
 
 /// First bytes of every box.
@@ -21,6 +21,9 @@ pub const HEADER_BYTES: usize = 40;
 pub const TAG_BYTES: usize = 16;
 /// Object id in the associated data of objects that are named by the hash of their bytes.
 pub const NAMED_BY_HASH: [u8; 32] = [0; 32];
+
+/// First bytes of a zstd frame.
+const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
 
 /// How the payload of a box is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +51,7 @@ pub enum OpenError {
     Epoch { what: &'static str, found: u32, known: u32 },
     #[error("{what}: wrong key, or the stored bytes were changed")]
     Authentication { what: &'static str },
-    #[error("{what} claims {bytes} bytes of plaintext, past the limit")]
+    #[error("{what} claims or holds {bytes} bytes, past the limit")]
     TooLarge { what: &'static str, bytes: u64 },
     #[error("{what} does not decompress to the {bytes} bytes it claims: {detail}")]
     Decompress { what: &'static str, bytes: usize, detail: String },
@@ -130,6 +133,9 @@ pub fn open_box(keys: &Keys, kind: Kind, object_id: &[u8; 32], sealed: &[u8]) ->
     if raw_bytes > RAW_BYTES_MAX {
         return Err(OpenError::TooLarge { what, bytes: raw_bytes as u64 });
     }
+    if ciphertext.len() > RAW_BYTES_MAX {
+        return Err(OpenError::TooLarge { what, bytes: ciphertext.len() as u64 });
+    }
     let aad = associated_data(keys, header, object_id);
     let mut payload = ciphertext.to_vec();
     cipher(keys, kind)
@@ -185,7 +191,14 @@ pub(super) fn inflate(
 ) -> Result<(), OpenError> {
     let wrong = |detail: &str| OpenError::Decompress { what, bytes: raw_bytes, detail: detail.to_owned() };
     let zstd_error = |code| wrong(zstd::zstd_safe::get_error_name(code));
-    // The frame must say its size, be the only one, and use no dictionary: nothing is left to the decoder's mercy.
+    // The frame must be of today's format, say its size, be the only one, and use no dictionary: nothing is left to the
+    // decoder's mercy. Without the magic the decoder would take older formats and frames that it skips.
+    if !frame.starts_with(&ZSTD_MAGIC) || raw_bytes == 0 {
+        return Err(wrong("it is not one zstd frame"));
+    }
+    if window_bytes(frame).is_none_or(|window| window > WINDOW_BYTES_MAX) {
+        return Err(wrong("the frame asks for a window past the limit"));
+    }
     match zstd::zstd_safe::get_frame_content_size(frame) {
         Ok(Some(size)) if size == raw_bytes as u64 => {}
         _ => return Err(wrong("the frame states another size")),
@@ -211,6 +224,17 @@ fn inflate_with_prefix(frame: &[u8], prefix: &[u8], out: &mut Vec<u8>) -> Result
     context.set_parameter(DParameter::WindowLogMax(23))?;
     context.ref_prefix(prefix)?;
     context.decompress(out, frame).map(|_| ())
+}
+
+/// Size of the window that a frame asks for, 0 if that is the frame's own size (RFC 8878, 3.1.1.1.2).
+fn window_bytes(frame: &[u8]) -> Option<u64> {
+    let descriptor = *frame.get(4)?;
+    if descriptor & 0x20 != 0 {
+        return Some(0);
+    }
+    let window = *frame.get(5)?;
+    let base = 1u64 << (10 + (window >> 3));
+    Some(base + base / 8 * u64::from(window & 7))
 }
 
 fn associated_data(keys: &Keys, header: &[u8; HEADER_BYTES], object_id: &[u8; 32]) -> [u8; 75] {
