@@ -49,8 +49,8 @@ impl Local {
         let given = root.as_ref();
         let location = given.display().to_string();
         let failed = |error: io::Error| match errno(&error) {
-            Some(Errno::NOENT) => BackendError::NoStore { location: location.clone() },
-            _ => from_io("", &location, "open", error),
+            Some(Errno::NOENT) => no_store(&location),
+            _ => from_io("repository", &location, "open", error),
         };
         // Absolute, so that a process that changes its folder keeps its repository.
         let root = std::path::absolute(given).map_err(failed)?;
@@ -74,8 +74,8 @@ impl Local {
     pub fn create(root: impl AsRef<Path>) -> Result<Self, BackendError> {
         let given = root.as_ref();
         let location = given.display().to_string();
-        let root = std::path::absolute(given).map_err(|error| from_io("", &location, "create", error))?;
-        make_folders(&root, None).map_err(|error| from_io("", &location, "create", error))?;
+        let root = std::path::absolute(given).map_err(|error| from_io("repository", &location, "create", error))?;
+        make_folders(&root, None).map_err(|error| from_io("repository", &location, "create", error))?;
         Self::open(&root)
     }
 
@@ -91,7 +91,7 @@ impl Local {
     /// What failed with `error` on the object `name`; `missing` if that may mean that the object is not there.
     fn error(&self, name: &str, action: &'static str, error: io::Error) -> BackendError {
         if errno(&error) == Some(Errno::NOENT) && !self.root.is_dir() {
-            return BackendError::NoStore { location: self.location.clone() };
+            return no_store(&self.location);
         }
         from_io(name, &self.location, action, error)
     }
@@ -100,7 +100,7 @@ impl Local {
         if self.root.is_dir() {
             BackendError::NotFound { name: name.to_owned(), location: self.location.clone() }
         } else {
-            BackendError::NoStore { location: self.location.clone() }
+            no_store(&self.location)
         }
     }
 
@@ -347,6 +347,10 @@ impl Drop for Temp {
 enum Linked {
     New,
     Taken,
+}
+
+fn no_store(location: &str) -> BackendError {
+    BackendError::NoStore { location: location.to_owned(), hint: "; `vault init` makes a repository".to_owned() }
 }
 
 fn errno(error: &io::Error) -> Option<Errno> {

@@ -7,6 +7,8 @@
 pub mod local;
 pub mod location;
 pub mod memory;
+#[cfg(feature = "s3")]
+pub mod s3;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,6 +18,8 @@ use jiff::Timestamp;
 
 pub use local::Local;
 pub use memory::Memory;
+#[cfg(feature = "s3")]
+pub use s3::{S3, S3Keys, S3Options};
 
 /// A flat store of immutable named objects.
 ///
@@ -108,8 +112,12 @@ pub enum BackendError {
     #[error("{name}: holds {actual_bytes} bytes, fewer than the {wanted_bytes} asked for")]
     ShortRange { name: String, actual_bytes: u64, wanted_bytes: u64 },
     /// The folder or bucket itself is missing.
-    #[error("{location} does not exist")]
-    NoStore { location: String },
+    #[error("{location} does not exist{hint}")]
+    NoStore {
+        location: String,
+        /// What to do about it, beginning with a separator; or empty.
+        hint: String,
+    },
     #[error("{name}: {location} denies {action}: {detail}")]
     Denied { name: String, location: String, action: &'static str, detail: String },
     #[error("{location} cannot be reached: {detail}")]

@@ -1,0 +1,783 @@
+//! A store in a bucket of anything that speaks S3: AWS, MinIO, Ceph and others.
+//!
+//! The only place of the storage side where code is asynchronous: the backend owns a small tokio runtime and every call
+//! waits on it, so it must not be called from inside another runtime's task.
+//!
+//! What is sent and what is made of the answers:
+//!
+//! - A put is one request with `If-None-Match: *` and the CRC32 of the bytes in `x-amz-checksum-crc32`, which the store
+//!   compares; over plain HTTP the signature covers a SHA-256 of them too. Each put carries a random `x-amz-meta-put`.
+//! - The SDK retries, five attempts in all; there is no second layer above it. When the store says `412` to an attempt
+//!   that was not the first, an earlier one may have stored the object and its answer been lost: then the `put` mark of
+//!   what is stored decides whether it is ours. A `412` to the first attempt is always [`BackendError::AlreadyExists`].
+//! - The SDK does not retry a body that breaks off; [`S3::get`](Backend::get) asks again for the whole answer, five times.
+//! - A listing must be complete and in order, page by page; whatever is not is an error.
+//! - S3 does not say whether a delete removed something, so a delete asks first (one byte of the object). Of two deletes
+//!   at once both may say yes. A missing object is not deleted again: that would leave a marker in a versioned bucket.
+
+use std::future::Future;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::meta::region::RegionProviderChain;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::client::customize::CustomizableOperation;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef, InterceptorContext,
+};
+use aws_sdk_s3::config::retry::{ClassifyRetry, RetryAction, RetryConfig, RetryPartition, TokenBucket};
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    BehaviorVersion, ConfigBag, Credentials, Intercept, ProvideCredentials, Region, RequestChecksumCalculation,
+    ResponseChecksumValidation, RuntimeComponents, SharedCredentialsProvider, StalledStreamProtectionConfig,
+};
+use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::get_object::{GetObjectError, GetObjectOutput};
+use aws_sdk_s3::operation::put_object::PutObjectError;
+use aws_sdk_s3::primitives::{ByteStream, DateTime, DateTimeFormat};
+use aws_sdk_s3::types::ChecksumAlgorithm;
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::runtime::Runtime;
+use zeroize::Zeroizing;
+
+use super::{
+    Backend, BackendError, OBJECT_BYTES_MAX, ObjectInfo, Properties, PutReceipt, check_name, check_prefix, check_put,
+    checked_range, slice, too_long,
+};
+
+/// Attempts at one request, the first included; and at reading one answer's body.
+const ATTEMPTS_MAX: u32 = 5;
+/// The first wait between two attempts is at most this, each further one twice as long.
+const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+/// An attempt may take this long, and a second for every [`BYTES_PER_SECOND_MIN`] bytes it sends.
+const ATTEMPT_TIME_MAX: Duration = Duration::from_secs(60);
+const BYTES_PER_SECOND_MIN: u64 = 32 << 10;
+/// A stream on which nothing moves for this long is broken.
+const STALL_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// Which put stored an object.
+const PUT_MARK: &str = "put";
+
+/// How to reach the store. What is not set here is looked for where the AWS tools look: `AWS_*` variables, profile files,
+/// and, unless an endpoint is set, the services that a machine in the cloud offers.
+#[derive(Clone, Default)]
+pub struct S3Options {
+    /// `http://host:port`; none means AWS. With an endpoint, buckets are addressed by path.
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    pub keys: Option<S3Keys>,
+}
+
+/// Credentials. Wiped from memory when dropped, and never shown.
+#[derive(Clone)]
+pub struct S3Keys {
+    pub access_key_id: String,
+    pub secret_access_key: Zeroizing<String>,
+    pub session_token: Option<Zeroizing<String>>,
+}
+
+impl S3Options {
+    /// Takes from the environment, as `env` gives it: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_REGION`,
+    /// `AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`; where no endpoint is set
+    /// so, `MINIO_ENDPOINT`; where no keys are set so, and no profile is chosen, `MINIO_ACCESS_KEY`, `MINIO_SECRET_KEY`.
+    pub fn from_env(env: &dyn Fn(&str) -> Option<String>) -> Self {
+        let var = |name: &str| env(name).filter(|value| !value.is_empty());
+        let endpoint = var("AWS_ENDPOINT_URL_S3")
+            .or_else(|| var("AWS_ENDPOINT_URL"))
+            .or_else(|| var("MINIO_ENDPOINT").map(|given| with_scheme(&given)));
+        let keys = |id: &str, secret: &str, token: &str| {
+            Some(S3Keys {
+                access_key_id: var(id)?,
+                secret_access_key: Zeroizing::new(var(secret)?),
+                session_token: var(token).map(Zeroizing::new),
+            })
+        };
+        let keys = keys("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN").or_else(|| {
+            if var("AWS_PROFILE").is_some() { None } else { keys("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", "") }
+        });
+        Self { endpoint, region: var("AWS_REGION").or_else(|| var("AWS_DEFAULT_REGION")), keys }
+    }
+}
+
+/// MinIO's own clients take `host:port`, and a local MinIO seldom has a certificate.
+fn with_scheme(endpoint: &str) -> String {
+    match endpoint {
+        _ if endpoint.contains("://") => endpoint.to_owned(),
+        _ if endpoint.ends_with(":443") => format!("https://{endpoint}"),
+        _ => format!("http://{endpoint}"),
+    }
+}
+
+/// A bucket, or the part of one below a prefix, as a store.
+pub struct S3 {
+    client: Client,
+    /// `Some` until dropped.
+    runtime: Option<Runtime>,
+    bucket: String,
+    /// Empty or ending with `/`.
+    prefix: String,
+    location: String,
+    /// For messages: where requests go.
+    endpoint: String,
+    over_tls: bool,
+    /// What must not be in any message.
+    secrets: Vec<Zeroizing<String>>,
+}
+
+impl S3 {
+    /// Opens the store in `bucket` below `prefix`, which is empty or a path. Finds the credentials; asks the bucket nothing.
+    pub fn open(bucket: &str, prefix: &str, options: S3Options) -> Result<Self, BackendError> {
+        let location = format!("s3://{bucket}{}{prefix}", if prefix.is_empty() { "" } else { "/" });
+        let failed = |detail: String| BackendError::Other {
+            name: "repository".to_owned(),
+            location: location.clone(),
+            action: "open",
+            detail,
+        };
+        if options.endpoint.as_deref().is_some_and(|endpoint| endpoint.contains('@')) {
+            return Err(failed(
+                "the endpoint holds a user or password; give it as http://host:port and the credentials \
+                 in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                    .to_owned(),
+            ));
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("s3")
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(|error| failed(error.to_string()))?;
+
+        let config = runtime.block_on(load(&options));
+        let endpoint = options.endpoint.or_else(|| config.endpoint_url().map(str::to_owned));
+        let provider = config.credentials_provider().expect("the loader always sets a chain");
+        let credentials = runtime.block_on(provider.provide_credentials()).map_err(|error| BackendError::Denied {
+            name: "repository".to_owned(),
+            location: location.clone(),
+            action: "open",
+            detail: format!(
+                "no credentials ({}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or MINIO_ACCESS_KEY \
+                 and MINIO_SECRET_KEY",
+                innermost(&error)
+            ),
+        })?;
+        let mut secrets = vec![Zeroizing::new(credentials.secret_access_key().to_owned())];
+        secrets.extend(credentials.session_token().map(|token| Zeroizing::new(token.to_owned())));
+
+        // Attempts are bounded per request; the SDK's quota over all requests of a process would make a store that
+        // cannot be reached use up the retries of another.
+        let quota = RetryPartition::custom("vault").token_bucket(TokenBucket::unlimited()).build();
+        let mut s3 = aws_sdk_s3::config::Builder::from(&config)
+            .force_path_style(endpoint.is_some())
+            .retry_partition(quota)
+            .retry_classifier(RetryPut);
+        if let Some(endpoint) = &endpoint {
+            s3 = s3.endpoint_url(endpoint);
+        }
+        let region = config.region().map_or("us-east-1", Region::as_ref);
+        let endpoint = endpoint.unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
+        Ok(Self {
+            client: Client::from_conf(s3.build()),
+            runtime: Some(runtime),
+            bucket: bucket.to_owned(),
+            prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
+            location,
+            over_tls: endpoint.starts_with("https://"),
+            endpoint,
+            secrets,
+        })
+    }
+
+    /// Makes the bucket; no error if it is this user's already.
+    pub fn create_bucket(&self) -> Result<(), BackendError> {
+        match self.wait(self.limited(self.client.create_bucket().bucket(&self.bucket).customize(), 0).send()) {
+            Ok(_) => Ok(()),
+            Err(error) if error.code() == Some("BucketAlreadyOwnedByYou") => Ok(()),
+            Err(error) => Err(self.error("bucket", CREATE_BUCKET, &error)),
+        }
+    }
+
+    /// Sends a put with a checksum that is wrong and says whether the store refused it. Nothing is stored under `name`
+    /// if it did; what it took anyway is removed.
+    pub fn refuses_wrong_checksum(&self, name: &str) -> Result<bool, BackendError> {
+        check_name(name)?;
+        let put = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(self.key(name))
+            .if_none_match("*")
+            .checksum_crc32("AAAAAA==") // of the empty text only
+            .body(ByteStream::from_static(b"not empty"));
+        match self.wait(self.limited(put.customize(), 0).send()) {
+            Ok(_) => self.delete(name).map(|_| false),
+            Err(error) if error.raw_response().is_some_and(|answer| answer.status().as_u16() == 400) => Ok(true),
+            Err(error) => Err(self.error(name, PUT, &error)),
+        }
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn wait<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.as_ref().expect("only drop takes it").block_on(future)
+    }
+
+    /// Bounds the time of an attempt that sends `bytes`.
+    fn limited<T, E, B>(
+        &self,
+        request: CustomizableOperation<T, E, B>,
+        bytes: usize,
+    ) -> CustomizableOperation<T, E, B> {
+        let attempt = ATTEMPT_TIME_MAX + Duration::from_secs(bytes as u64 / BYTES_PER_SECOND_MIN);
+        let timeouts =
+            TimeoutConfig::builder().connect_timeout(CONNECT_TIME_MAX).operation_attempt_timeout(attempt).build();
+        request.config_override(aws_sdk_s3::Config::builder().timeout_config(timeouts))
+    }
+
+    /// Asks for an object, or those bytes of it.
+    fn ask(
+        &self,
+        name: &str,
+        range: Option<(u64, u64)>,
+    ) -> Result<GetObjectOutput, SdkError<GetObjectError, HttpResponse>> {
+        let mut request = self.client.get_object().bucket(&self.bucket).key(self.key(name));
+        if let Some((first, last)) = range {
+            request = request.range(format!("bytes={first}-{last}"));
+        }
+        self.wait(self.limited(request.customize(), 0).send())
+    }
+
+    /// Returns the object's size and the mark of the put that stored it, or `None` if there is no such object.
+    fn look(&self, name: &str) -> Result<Option<Found>, BackendError> {
+        match self.ask(name, Some((0, 0))) {
+            Ok(answer) => {
+                let bytes = object_bytes(&answer)
+                    .ok_or_else(|| self.strange(name, "get", "it does not say how long the object is"))?;
+                let put = answer.metadata().and_then(|metadata| metadata.get(PUT_MARK)).cloned();
+                Ok(Some(Found { bytes, put }))
+            }
+            // Only an empty object has no first byte.
+            Err(error) if status(&error) == Some(416) => Ok(Some(Found { bytes: 0, put: None })),
+            Err(error) => match self.error(name, GET, &error) {
+                BackendError::NotFound { .. } => Ok(None),
+                other => Err(other),
+            },
+        }
+    }
+
+    /// Gets an answer and its body, again and again while the body breaks off.
+    fn fetch(&self, name: &str, range: Option<Range<u64>>) -> Result<Bytes, BackendError> {
+        let mut attempt = 1;
+        loop {
+            let answer = match self.ask(name, range.as_ref().map(|range| (range.start, range.end - 1))) {
+                Err(error) if status(&error) == Some(416) => {
+                    let found = self.look(name)?.map_or(0, |found| found.bytes);
+                    let wanted_bytes = range.map_or(0, |range| range.end);
+                    return Err(BackendError::ShortRange { name: name.to_owned(), actual_bytes: found, wanted_bytes });
+                }
+                other => other.map_err(|error| self.error(name, GET, &error))?,
+            };
+            let total = object_bytes(&answer)
+                .ok_or_else(|| self.strange(name, "get", "it does not say how long the object is"))?;
+            let (start, len) = checked_range(name, &self.location, total, range.clone())?;
+            // A store may ignore a range and send everything.
+            let whole = answer.content_range().is_none();
+            let first = answer.content_range().and_then(range_start).unwrap_or(0);
+            if !whole && first != start {
+                return Err(self.strange(
+                    name,
+                    "get",
+                    &format!("asked for bytes from {start}, it sent those from {first}"),
+                ));
+            }
+            let expected = if whole { total } else { len as u64 };
+            if expected > OBJECT_BYTES_MAX as u64 {
+                return Err(self.damaged(name, too_long(expected)));
+            }
+            let broken = match self.wait(collect(answer.body, expected as usize)) {
+                Ok(bytes) => return if whole { slice(name, &self.location, &bytes, range) } else { Ok(bytes) },
+                Err(broken) => self.clean(broken),
+            };
+            if attempt == ATTEMPTS_MAX {
+                return Err(if broken.contains("checksum mismatch") || broken.contains("more bytes") {
+                    self.damaged(name, broken)
+                } else {
+                    self.unreachable(format!("{name} broke off {attempt} times: {broken}"))
+                });
+            }
+            self.wait(tokio::time::sleep((BACKOFF_FIRST * 2u32.pow(attempt - 1)).min(BACKOFF_MAX)));
+            attempt += 1;
+        }
+    }
+
+    /// Decides whether the object that is there was stored by the put marked `mark`, whose answer was lost.
+    fn is_ours(&self, name: &str, bytes: &Bytes, mark: &str) -> Result<bool, BackendError> {
+        match self.look(name)? {
+            None => Ok(false),
+            Some(Found { put: Some(put), .. }) => Ok(put == mark),
+            // A store that keeps no metadata, or an empty object.
+            Some(found) => Ok(found.bytes == bytes.len() as u64 && self.get(name, None)? == *bytes),
+        }
+    }
+
+    fn damaged(&self, name: &str, detail: String) -> BackendError {
+        BackendError::Damaged { name: name.to_owned(), location: self.location.clone(), detail }
+    }
+
+    fn unreachable(&self, detail: String) -> BackendError {
+        BackendError::Unreachable { location: self.location.clone(), detail: format!("{}: {detail}", self.endpoint) }
+    }
+
+    fn strange(&self, name: &str, action: &'static str, detail: &str) -> BackendError {
+        BackendError::Other {
+            name: name.to_owned(),
+            location: self.location.clone(),
+            action,
+            detail: format!("{} does not answer as S3 does: {}", self.endpoint, self.clean(detail.to_owned())),
+        }
+    }
+
+    /// Takes secrets out of a text that others wrote.
+    fn clean(&self, text: String) -> String {
+        self.secrets.iter().filter(|secret| !secret.is_empty()).fold(text, |text, secret| {
+            if text.contains(secret.as_str()) { text.replace(secret.as_str(), "[redacted]") } else { text }
+        })
+    }
+
+    /// What the failure of `action` on the object `name` means.
+    fn error<E>(&self, name: &str, action: Action, error: &SdkError<E, HttpResponse>) -> BackendError
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let location = self.location.clone();
+        let object = name.to_owned();
+        let action_name = action.name;
+        let Action { right, name: action, .. } = action;
+        match error {
+            SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => {
+                return self.unreachable(self.clean(innermost(error)));
+            }
+            SdkError::ServiceError(_) => {}
+            SdkError::ResponseError(_) => return self.strange(name, action, &innermost(error)),
+            _ => {
+                return BackendError::Other { name: object, location, action, detail: self.clean(innermost(error)) };
+            }
+        }
+        let status = status(error).unwrap_or(0);
+        let code = error.code().unwrap_or("no error code");
+        let said = self.clean(match error.message() {
+            Some(message) if !message.is_empty() => format!("{code}: {message}"),
+            _ => format!("{code}, HTTP {status}"),
+        });
+        let denied = |why: &str| BackendError::Denied {
+            name: name.to_owned(),
+            location: self.location.clone(),
+            action: action_name,
+            detail: format!("{why} ({said})"),
+        };
+        match (status, code) {
+            (_, "NoSuchBucket") => BackendError::NoStore {
+                location,
+                hint: format!(
+                    "; make the bucket first: `aws s3 mb s3://{0}`, or with MinIO `mc mb ALIAS/{0}`",
+                    self.bucket
+                ),
+            },
+            (_, "NoSuchKey" | "NotFound") => BackendError::NotFound { name: object, location },
+            (412, _) => BackendError::AlreadyExists { name: object, location },
+            (_, "InvalidAccessKeyId") => denied("the access key is unknown there; check AWS_ACCESS_KEY_ID"),
+            (_, "SignatureDoesNotMatch") => {
+                denied("the secret key does not fit the access key; check AWS_SECRET_ACCESS_KEY")
+            }
+            (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => {
+                denied("the session token has expired or is not valid; get a new one")
+            }
+            (_, "RequestTimeTooSkewed") => denied("this host's clock and the store's differ too much; set the clock"),
+            (301 | 307, _)
+            | (_, "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException") => {
+                let region = error
+                    .raw_response()
+                    .and_then(|answer| answer.headers().get("x-amz-bucket-region"))
+                    .map_or_else(|| "set AWS_REGION".to_owned(), |region| format!("set AWS_REGION={region}"));
+                let detail = format!("the bucket is in another region; {region} ({said})");
+                BackendError::Other { name: object, location, action, detail }
+            }
+            (507, _)
+            | (
+                _,
+                "XMinioStorageFull"
+                | "XMinioAdminBucketQuotaExceeded"
+                | "QuotaExceeded"
+                | "InsufficientStorage"
+                | "XMinioDiskFull",
+            ) => BackendError::NoSpace { name: object, location },
+            (401 | 403, _) => denied(&format!("the credentials need {right}")),
+            (_, "ObjectLocked" | "ObjectLockedByBucketPolicy") => denied("the object is locked"),
+            (_, code) if BROKEN_ON_THE_WAY.contains(&code) => self.damaged(name, said),
+            (408 | 409 | 429 | 500..=599, _) if code != "NotImplemented" => {
+                self.unreachable(format!("{action} {name}: {said}, after {ATTEMPTS_MAX} attempts"))
+            }
+            _ => BackendError::Other { name: object, location, action, detail: said },
+        }
+    }
+}
+
+impl Backend for S3 {
+    fn put(&self, name: &str, bytes: Bytes) -> Result<PutReceipt, BackendError> {
+        check_put(name, &self.location, &bytes)?;
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|error| BackendError::Other {
+            name: name.to_owned(),
+            location: self.location.clone(),
+            action: "put",
+            detail: error.to_string(),
+        })?;
+        let mark = data_encoding::HEXLOWER.encode(&random);
+        let watch = Watch::default();
+        let request = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(self.key(name))
+            .if_none_match("*")
+            .checksum_algorithm(ChecksumAlgorithm::Crc32)
+            .metadata(PUT_MARK, &mark)
+            .content_type("application/octet-stream")
+            .body(ByteStream::from(bytes.clone()));
+        let mut request = self.limited(request.customize(), bytes.len()).interceptor(watch.clone());
+        if self.over_tls {
+            request = request.disable_payload_signing();
+        }
+        let stored = match self.wait(request.send()) {
+            Ok(_) if watch.checksum_differs() => {
+                // The answer, or what it is about, was harmed: look.
+                if self.get(name, None)? != bytes {
+                    return Err(self.damaged(name, "the store's checksum of it is not ours".to_owned()));
+                }
+                true
+            }
+            Ok(_) => true,
+            Err(error) if status(&error) == Some(412) => {
+                watch.0.attempts.load(Ordering::Relaxed) > 1 && self.is_ours(name, &bytes, &mark)?
+            }
+            Err(error) => return Err(self.error(name, PUT, &error)),
+        };
+        if stored {
+            Ok(PutReceipt { store_time: watch.store_time() })
+        } else {
+            Err(BackendError::AlreadyExists { name: name.to_owned(), location: self.location.clone() })
+        }
+    }
+
+    fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Bytes, BackendError> {
+        check_name(name)?;
+        match range {
+            Some(range) if range.is_empty() => match self.look(name)? {
+                Some(_) => Ok(Bytes::new()),
+                None => Err(BackendError::NotFound { name: name.to_owned(), location: self.location.clone() }),
+            },
+            range => self.fetch(name, range),
+        }
+    }
+
+    fn list(
+        &self,
+        prefix: &str,
+        each: &mut dyn FnMut(ObjectInfo) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        check_prefix(prefix)?;
+        let shown = if prefix.is_empty() { "listing" } else { prefix };
+        let strange = |detail: &str| self.strange(shown, "list", detail);
+        let full_prefix = self.key(prefix);
+        let mut token: Option<String> = None;
+        let mut last_key = String::new();
+        loop {
+            let request = self
+                .client
+                .list_objects_v2()
+                .bucket(&self.bucket)
+                .prefix(&full_prefix)
+                .set_continuation_token(token.clone());
+            let page = self
+                .wait(self.limited(request.customize(), 0).send())
+                .map_err(|error| self.error(shown, LIST, &error))?;
+            let objects = page.contents();
+            // An answer that is no listing at all parses as an empty one.
+            let more = page.is_truncated().ok_or_else(|| strange("the answer to a listing is none"))?;
+            if page.key_count().is_some_and(|count| usize::try_from(count) != Ok(objects.len())) {
+                return Err(strange("a page of a listing holds another number of objects than it says"));
+            }
+            for object in objects {
+                let key = object.key().ok_or_else(|| strange("a listing names an object without a name"))?;
+                let Some(name) = key.strip_prefix(&self.prefix).filter(|_| key.starts_with(&full_prefix)) else {
+                    return Err(strange("a listing names objects that were not asked for"));
+                };
+                if key <= last_key.as_str() {
+                    return Err(strange("a listing is out of order or repeats itself"));
+                }
+                key.clone_into(&mut last_key);
+                if check_name(name).is_err() {
+                    continue;
+                }
+                let bytes = object.size().and_then(|bytes| u64::try_from(bytes).ok());
+                let modified = object.last_modified().and_then(timestamp);
+                let (Some(bytes), Some(modified)) = (bytes, modified) else {
+                    return Err(strange("a listing lacks an object's size or time"));
+                };
+                each(ObjectInfo { name: name.to_owned(), bytes, modified })?;
+            }
+            let next = page.next_continuation_token().filter(|next| !next.is_empty()).map(str::to_owned);
+            match (more, next) {
+                (false, _) => return Ok(()),
+                (true, None) => return Err(strange("a listing breaks off")),
+                // Without objects in between, order does not show that it runs in a circle.
+                (true, next) if next == token || objects.is_empty() => {
+                    return Err(strange("a listing does not go on"));
+                }
+                (true, next) => token = next,
+            }
+        }
+    }
+
+    fn delete(&self, name: &str) -> Result<bool, BackendError> {
+        check_name(name)?;
+        match self.look(name) {
+            Ok(None) => return Ok(false),
+            // Who may delete need not be allowed to read.
+            Ok(Some(_)) | Err(BackendError::Denied { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let request = self.client.delete_object().bucket(&self.bucket).key(self.key(name));
+        match self.wait(self.limited(request.customize(), 0).send()) {
+            Ok(_) => Ok(true),
+            Err(error) => match self.error(name, DELETE, &error) {
+                BackendError::NotFound { .. } => Ok(false),
+                other => Err(other),
+            },
+        }
+    }
+
+    fn properties(&self) -> Properties {
+        Properties { location: self.location.clone(), kind: "s3", parallel_requests: 4 }
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Does not wait, which a runtime may not do inside another one.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Reads the settings that `options` leaves open, from the environment and profile files.
+async fn load(options: &S3Options) -> aws_config::SdkConfig {
+    let regions = RegionProviderChain::first_try(options.region.clone().map(Region::new))
+        .or_else(aws_config::environment::region::EnvironmentVariableRegionProvider::new())
+        .or_else(aws_config::profile::region::ProfileFileRegionProvider::new())
+        .or_else(Region::new("us-east-1"));
+    let stalled = StalledStreamProtectionConfig::enabled().upload_enabled(true).grace_period(STALL_TIME_MAX).build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .region(regions)
+        .retry_config(
+            RetryConfig::standard()
+                .with_max_attempts(ATTEMPTS_MAX)
+                .with_initial_backoff(BACKOFF_FIRST)
+                .with_max_backoff(BACKOFF_MAX),
+        )
+        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIME_MAX).build())
+        .stalled_stream_protection(stalled)
+        // A user's file may ask for less.
+        .request_checksum_calculation(RequestChecksumCalculation::WhenSupported)
+        .response_checksum_validation(ResponseChecksumValidation::WhenSupported);
+    if let Some(endpoint) = &options.endpoint {
+        loader = loader.endpoint_url(endpoint);
+    }
+    if let Some(keys) = &options.keys {
+        loader = loader.credentials_provider(Credentials::new(
+            keys.access_key_id.clone(),
+            keys.secret_access_key.to_string(),
+            keys.session_token.as_ref().map(|token| token.to_string()),
+            None,
+            "vault",
+        ));
+    } else if options.endpoint.is_some() {
+        // Not the chain that ends by asking a cloud's metadata service: this is not that cloud.
+        loader = loader.credentials_provider(SharedCredentialsProvider::new(
+            CredentialsProviderChain::first_try(
+                "environment",
+                aws_config::environment::credentials::EnvironmentVariableCredentialsProvider::new(),
+            )
+            .or_else("profile", aws_config::profile::ProfileFileCredentialsProvider::builder().build()),
+        ));
+    }
+    loader.load().await
+}
+
+/// An object that is there.
+struct Found {
+    bytes: u64,
+    put: Option<String>,
+}
+
+/// A call, for messages, and the right it takes.
+#[derive(Clone, Copy)]
+struct Action {
+    name: &'static str,
+    right: &'static str,
+}
+
+const PUT: Action = Action { name: "put", right: "s3:PutObject" };
+const GET: Action = Action { name: "get", right: "s3:GetObject (and s3:ListBucket, to tell what is missing)" };
+const LIST: Action = Action { name: "list", right: "s3:ListBucket" };
+const DELETE: Action = Action { name: "delete", right: "s3:DeleteObject" };
+const CREATE_BUCKET: Action = Action { name: "create bucket", right: "s3:CreateBucket" };
+
+/// What a store says of bytes that do not fit their checksums or length.
+const BROKEN_ON_THE_WAY: &[&str] =
+    &["BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest", "IncompleteBody"];
+
+/// Sees a put's attempts and answers.
+#[derive(Debug, Clone, Default)]
+struct Watch(Arc<Watched>);
+
+#[derive(Debug, Default)]
+struct Watched {
+    attempts: AtomicU32,
+    checksum_differs: AtomicBool,
+    sent_checksum: Mutex<Option<String>>,
+    date: Mutex<Option<Timestamp>>,
+}
+
+const CHECKSUM_HEADER: &str = "x-amz-checksum-crc32";
+
+impl Watch {
+    fn checksum_differs(&self) -> bool {
+        self.0.checksum_differs.load(Ordering::Relaxed)
+    }
+
+    /// The store's clock at its last answer; this host's if the answer had no `Date`.
+    fn store_time(&self) -> Timestamp {
+        self.0.date.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or_else(Timestamp::now)
+    }
+}
+
+impl Intercept for Watch {
+    fn name(&self) -> &'static str {
+        "vault put watch"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.0.attempts.fetch_add(1, Ordering::Relaxed);
+        let sent = context.request().headers().get(CHECKSUM_HEADER).map(str::to_owned);
+        *self.0.sent_checksum.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+        Ok(())
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let headers = context.response().headers();
+        let date = headers.get("date").and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok());
+        if let Some(date) = date.as_ref().and_then(timestamp) {
+            *self.0.date.lock().unwrap_or_else(PoisonError::into_inner) = Some(date);
+        }
+        let sent = self.0.sent_checksum.lock().unwrap_or_else(PoisonError::into_inner);
+        let differs =
+            matches!((sent.as_deref(), headers.get(CHECKSUM_HEADER)), (Some(sent), Some(there)) if sent != there);
+        self.0.checksum_differs.store(differs, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Failures of a put that another attempt may mend and that the SDK does not retry by itself: bytes harmed on the way,
+/// a conflict with a request at the same time, and being told to slow down.
+#[derive(Debug)]
+struct RetryPut;
+
+impl ClassifyRetry for RetryPut {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        let code = context
+            .output_or_error()
+            .and_then(|outcome| outcome.err())
+            .and_then(|error| error.as_operation_error())
+            .and_then(|error| error.downcast_ref::<PutObjectError>())
+            .and_then(ProvideErrorMetadata::code);
+        match (context.response().map(|answer| answer.status().as_u16()), code) {
+            (_, Some(code)) if BROKEN_ON_THE_WAY.contains(&code) => RetryAction::transient_error(),
+            (Some(408 | 409), _) => RetryAction::transient_error(),
+            (Some(429), _) => RetryAction::throttling_error(),
+            _ => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "vault put retries"
+    }
+}
+
+/// Reads a body of exactly `expected` bytes.
+async fn collect(mut body: ByteStream, expected: usize) -> Result<Bytes, String> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(expected).map_err(|error| error.to_string())?;
+    while let Some(part) = body.next().await {
+        let part = part.map_err(|error| innermost(&error))?;
+        if bytes.len() + part.len() > expected {
+            return Err(format!("the answer has more bytes than the {expected} it spoke of"));
+        }
+        bytes.extend_from_slice(&part);
+    }
+    if bytes.len() < expected {
+        return Err(format!("the answer ended after {} of {expected} bytes", bytes.len()));
+    }
+    Ok(bytes.into())
+}
+
+/// The length of the object an answer is about, whether it holds all of it or a range.
+fn object_bytes(answer: &GetObjectOutput) -> Option<u64> {
+    match answer.content_range() {
+        Some(range) => range.rsplit_once('/')?.1.parse().ok(),
+        None => u64::try_from(answer.content_length()?).ok(),
+    }
+}
+
+/// The first byte of a `Content-Range`.
+fn range_start(range: &str) -> Option<u64> {
+    range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
+}
+
+fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
+    error.raw_response().map(|answer| answer.status().as_u16())
+}
+
+fn timestamp(time: &DateTime) -> Option<Timestamp> {
+    Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).ok()?).ok()
+}
+
+/// The cause at the bottom of a chain of errors: what happened, without the layers it came through.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
