@@ -18,6 +18,8 @@ use crate::seal::blob::name_of;
 
 /// Below this a blob's rest at the end of a stream waits for the next stream, so that small items share blobs.
 const TAIL_BYTES_MIN: usize = BLOB_BYTES_TARGET / 2;
+/// Less than this is hashed and cut one after the other: a second thread would cost more than it saves.
+const SIDE_BY_SIDE_BYTES_MIN: usize = 128 << 10;
 
 /// What all streams of a snapshot share.
 pub struct Shared {
@@ -65,12 +67,19 @@ impl BlobBuilder {
 
 /// A stream being written.
 pub struct StreamWriter {
+    buffer: Vec<u8>,
+    /// Bytes at the start of `buffer` that are hashed already.
+    hashed: usize,
+    hash: blake3::Hasher,
+    cutter: Cutter,
+}
+
+/// The part of a stream's work that looks at chunks.
+struct Cutter {
     shared: Arc<Shared>,
     kind: BlobKind,
-    buffer: Vec<u8>,
     blob: BlobBuilder,
     list: ListBuilder,
-    hash: blake3::Hasher,
     bytes: u64,
     bytes_new: u64,
 }
@@ -87,16 +96,8 @@ pub struct StreamDone {
 impl StreamWriter {
     pub fn new(shared: Arc<Shared>, kind: BlobKind) -> Self {
         let list = ListBuilder { shared: shared.clone(), entries: Vec::new(), deeper: None };
-        Self {
-            blob: BlobBuilder::new(kind),
-            kind,
-            buffer: Vec::new(),
-            list,
-            hash: blake3::Hasher::new(),
-            bytes: 0,
-            bytes_new: 0,
-            shared,
-        }
+        let cutter = Cutter { blob: BlobBuilder::new(kind), kind, list, bytes: 0, bytes_new: 0, shared };
+        Self { buffer: Vec::new(), hashed: 0, hash: blake3::Hasher::new(), cutter }
     }
 
     /// Takes bytes in. Errors if storing failed or the run was cancelled.
@@ -107,52 +108,73 @@ impl StreamWriter {
             self.buffer.extend_from_slice(now);
             bytes = later;
             if self.buffer.len() == STREAM_BUFFER_BYTES {
-                self.cut(false)?;
+                self.work(false)?;
             }
         }
         Ok(())
     }
 
-    /// Cuts what the buffer holds; what is left at the end of a stream is its last chunk.
-    fn cut(&mut self, at_end: bool) -> Result<(), PipelineError> {
+    /// Hashes what is new in the buffer and cuts it, side by side.
+    fn work(&mut self, at_end: bool) -> Result<(), PipelineError> {
+        let (hash, cutter, buffer) = (&mut self.hash, &mut self.cutter, &self.buffer[..]);
+        let done = if cutter.kind == BlobKind::Data && buffer.len() - self.hashed > SIDE_BY_SIDE_BYTES_MIN {
+            let new = &buffer[self.hashed..];
+            rayon::join(|| hash.update(new), || cutter.cut(buffer, at_end)).1?
+        } else {
+            // Nobody compares the hash of item lines and chunk lists: each of their chunks is named by its own.
+            if cutter.kind == BlobKind::Data {
+                hash.update(&buffer[self.hashed..]);
+            }
+            cutter.cut(buffer, at_end)?
+        };
+        self.buffer.copy_within(done.., 0);
+        self.buffer.truncate(self.buffer.len() - done);
+        self.hashed = self.buffer.len();
+        Ok(())
+    }
+
+    /// Ends the stream.
+    pub fn finish(mut self) -> Result<StreamDone, PipelineError> {
+        self.work(true)?;
+        let Cutter { bytes, bytes_new, list, .. } = self.cutter.finish()?;
+        Ok(StreamDone { stream: list.finish()?, bytes, bytes_new, hash: self.hash.finalize() })
+    }
+}
+
+impl Cutter {
+    /// Cuts `buffer` as far as it can be decided, at the end of the stream all of it. Returns the bytes that were cut.
+    fn cut(&mut self, buffer: &[u8], at_end: bool) -> Result<usize, PipelineError> {
         if self.shared.progress.is_cancelled() {
             return Err(crate::progress::Cancelled.into());
         }
-        let buffer = std::mem::take(&mut self.buffer);
         let mut at = 0;
         while let Some(length) = self.shared.chunker.cut(&buffer[at..], at_end) {
             self.chunk(&buffer[at..at + length])?;
             at += length;
         }
         if self.kind == BlobKind::Data {
-            self.hash.update(&buffer[..at]);
             self.shared.progress.add_bytes(at as u64);
         }
         self.bytes += at as u64;
-        self.buffer = buffer;
-        self.buffer.copy_within(at.., 0);
-        self.buffer.truncate(self.buffer.len() - at);
-        Ok(())
+        Ok(at)
     }
 
     fn chunk(&mut self, plaintext: &[u8]) -> Result<(), PipelineError> {
-        let shared = self.shared.clone();
-        let id = name_of(&shared.repo.keys, self.kind, plaintext);
+        let id = name_of(&self.shared.repo.keys, self.kind, plaintext);
         let bytes = u32::try_from(plaintext.len()).expect("chunks are bounded");
         let entry = ChunkEntry { id, bytes };
         self.list.push(entry)?;
-        if shared.is_stored(&entry) || !shared.pending.take(id) {
+        if self.shared.is_stored(&entry) || !self.shared.pending.take(id) {
             return Ok(());
         }
         self.bytes_new += u64::from(bytes);
         self.blob.chunks.push(entry);
         self.blob.plaintext.extend_from_slice(plaintext);
-        if self.blob.is_full() { self.blob.flush(&shared.packer) } else { Ok(()) }
+        if self.blob.is_full() { self.blob.flush(&self.shared.packer) } else { Ok(()) }
     }
 
-    /// Ends the stream.
-    pub fn finish(mut self) -> Result<StreamDone, PipelineError> {
-        self.cut(true)?;
+    /// Hands on what is left in the blob.
+    fn finish(mut self) -> Result<Self, PipelineError> {
         let shared = &self.shared;
         if self.blob.plaintext.len() >= TAIL_BYTES_MIN {
             self.blob.flush(&shared.packer)?;
@@ -169,8 +191,7 @@ impl StreamWriter {
             }
         }
         shared.counters.bytes_new.fetch_add(self.bytes_new, Relaxed);
-        let stream = self.list.finish()?;
-        Ok(StreamDone { stream, bytes: self.bytes, bytes_new: self.bytes_new, hash: self.hash.finalize() })
+        Ok(self)
     }
 }
 
