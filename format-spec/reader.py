@@ -2,7 +2,7 @@
 """Reads a vault repository in a local folder: an independent reader, written from the pages beside it.
 
 Needs Python 3.9 and the packages blake3, zstandard, argon2-cffi and pynacl. Never writes to the repository. The secret
-comes from --password-file, --key-file, VAULT_PASSWORD_FILE or VAULT_PASSWORD. Exit codes: 0 ok, 1 other, 2 usage,
+comes from --password-file, --key-file, VAULT_PASSWORD or VAULT_PASSWORD_FILE. Exit codes: 0 ok, 1 other, 2 usage,
 4 damaged, 6 restore target, 10 no repository, 12 wrong key, 13 rollback or another repository.
 """
 import argparse, base64, collections, contextlib, hmac, json, os, re, runpy, struct, sys
@@ -12,6 +12,7 @@ from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt as decrypt
 MIB = 1 << 20
 CHUNK_MAX, PLAIN_MAX, PACK_MAX, WINDOW_MAX, BASES_MAX = MIB, 8 * MIB, 80 * MIB, 8 * MIB, 2 * MIB
 MANIFEST_MAX, LINE_MAX, INLINE_MAX, DEPTH_MAX, CACHE_MAX, BOX_MIN = 4 * MIB, MIB, 4096, 8, 64 * MIB, 56
+TIME = r"(?a)\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3])(:[0-5]\d){2}(\.\d+)?Z"
 KINDS = dict(enumerate("data-blob meta-blob pack-directory index manifest mark lease removal".split(), 1))
 
 class Fault(Exception):
@@ -50,7 +51,7 @@ def is_hex(value, size):
 SHAPES = {"uint": lambda v: type(v) is int and 0 <= v < 2 ** 64, "text": lambda v: type(v) is str,
           "number": lambda v: type(v) in (int, float) and v >= 0, "object": lambda v: type(v) is dict,
           "id": lambda v: is_hex(v, 16), "hash": lambda v: is_hex(v, 32),
-          "time": lambda v: type(v) is str and re.fullmatch(r"(?a)\d{4}(-\d\d){2}T\d\d(:\d\d){2}(\.\d+)?Z", v)}
+          "time": lambda v: type(v) is str and re.fullmatch(TIME, v)}
 
 def parse_json(data, what):
     def once(pairs):
@@ -96,8 +97,8 @@ def open_slot(data, repository, slot_id, password=None, key_file=None):
         need(label_size <= 255, f"{what}: label too long")
         label = cursor.take(label_size).decode()
     header, commitment, wrapped = data[:cursor.at], cursor.take(32), cursor.take(52)
-    need(cursor.at == len(data) and of_slot == slot_id, f"{what}: too long, or has another's name")
-    need(of_repository == repository, f"{what}: belongs to repository {of_repository.hex()}", "mismatch")
+    need(cursor.at == len(data), f"{what}: bytes after its end")
+    need((of_repository, of_slot) == (repository, slot_id), f"{what}: of another repository, or another's name")
     need((password if derivation == 1 else key_file) is not None, f"{what}: wants another sort of secret", "wrong-key")
     if derivation == 1:
         prk = argon2.low_level.hash_secret_raw(password, salt, passes, memory, lanes, 32, argon2.low_level.Type.ID, 19)
@@ -198,7 +199,7 @@ def parse_directory(data, end, pack=None, exact=True):
         need(offset == at and BOX_MIN <= stored <= end - at, f"{cursor.what}: blob out of place")
         at += stored
         blobs.append(parse_contents(cursor, pack, offset, stored))
-    need(at == end or not exact, f"{cursor.what}: the blobs do not fill the pack")
+    need(end <= PACK_MAX and (at == end or not exact), f"{cursor.what}: the blobs do not fill the pack")
     return blobs
 
 def read_directory(size, read_at, keys, pack=None):
@@ -455,9 +456,10 @@ def check(repo):
 
 def run(args):
     read = lambda name: open(name, "rb").read(65536)
-    secret = args.password_file or not args.key_file and os.environ.get("VAULT_PASSWORD_FILE")
-    password = read(secret).removesuffix(b"\n") if secret else os.environb.get(b"VAULT_PASSWORD")
-    repo = Repository(args.repo, password, parse_key_file(read(args.key_file)) if args.key_file else None)
+    file = args.password_file or "VAULT_PASSWORD" not in os.environ and os.environ.get("VAULT_PASSWORD_FILE")
+    password = read(file) if file else os.environb.get(b"VAULT_PASSWORD")
+    password = password and re.sub(rb"\r?\n\Z", b"", password)
+    repo = Repository(args.repo, password, args.key_file and parse_key_file(read(args.key_file)))
     if args.command in ("list", "items"):
         found = repo.manifests() if args.command == "list" else walk_items(repo.find(args.backup), repo.read_chunk)
         names = "id time source name host parent path kind items rows bytes hash meta".split()

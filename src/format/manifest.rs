@@ -215,7 +215,7 @@ impl Item {
 
     /// Reads a line without its newline, and refuses paths that no source can have written.
     pub fn decode_line(line: &[u8]) -> Result<Self, FormatError> {
-        if line.len() > ITEM_LINE_BYTES_MAX {
+        if line.len() >= ITEM_LINE_BYTES_MAX {
             return Err(FormatError::Range { what: "length of an item line", value: line.len() as u64 });
         }
         let item: Self =
