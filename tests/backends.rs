@@ -813,7 +813,7 @@ fn minio(test: &str) -> Option<minio::Minio> {
 mod minio {
     use std::sync::OnceLock;
 
-    use vault::backend::{S3, S3Keys, S3Options};
+    use vault::backend::{S3, S3Keys, S3Options, S3Times};
 
     pub struct Minio {
         pub endpoint: String,
@@ -855,6 +855,7 @@ mod minio {
         S3Options {
             endpoint: Some(endpoint.to_owned()),
             region: Some("us-east-1".to_owned()),
+            times: S3Times::default(),
             keys: Some(S3Keys {
                 access_key_id: access_key.to_owned(),
                 secret_access_key: secret_key.to_owned().into(),

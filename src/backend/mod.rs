@@ -19,7 +19,7 @@ use jiff::Timestamp;
 pub use local::Local;
 pub use memory::Memory;
 #[cfg(feature = "s3")]
-pub use s3::{S3, S3Keys, S3Options};
+pub use s3::{S3, S3Keys, S3Options, S3Times};
 
 /// A flat store of immutable named objects.
 ///

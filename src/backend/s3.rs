@@ -5,20 +5,25 @@
 //!
 //! What is sent and what is made of the answers:
 //!
-//! - A put is one request with `If-None-Match: *` and the CRC32 of the bytes in `x-amz-checksum-crc32`, which the store
-//!   compares; over plain HTTP the signature covers a SHA-256 of them too. Each put carries a random `x-amz-meta-put`.
+//! - A put is one request with `If-None-Match: *` and the CRC32 of the bytes in `x-amz-checksum-crc32`, which is signed and
+//!   which the store compares. Each put carries a random `x-amz-meta-put`.
 //! - The SDK retries, five attempts in all; there is no second layer above it. When the store says `412` to an attempt
 //!   that was not the first, an earlier one may have stored the object and its answer been lost: then the `put` mark of
 //!   what is stored decides whether it is ours. A `412` to the first attempt is always [`BackendError::AlreadyExists`].
+//! - The body of a put goes out in small pieces: of one that is handed over whole the SDK cannot tell whether it moves, and
+//!   a line that went dead would be noticed only when the time of the attempt is over.
 //! - The SDK does not retry a body that breaks off; [`S3::get`](Backend::get) asks again for the whole answer, five times.
 //! - A listing must be complete and in order, page by page; whatever is not is an error.
 //! - S3 does not say whether a delete removed something, so a delete asks first (one byte of the object). Of two deletes
 //!   at once both may say yes. A missing object is not deleted again: that would leave a marker in a versioned bucket.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aws_config::meta::credentials::CredentialsProviderChain;
@@ -38,9 +43,10 @@ use aws_sdk_s3::config::{
 use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::{GetObjectError, GetObjectOutput};
 use aws_sdk_s3::operation::put_object::PutObjectError;
-use aws_sdk_s3::primitives::{ByteStream, DateTime, DateTimeFormat};
-use aws_sdk_s3::types::ChecksumAlgorithm;
+use aws_sdk_s3::primitives::{ByteStream, DateTime, DateTimeFormat, SdkBody};
 use bytes::Bytes;
+use data_encoding::{BASE64, HEXLOWER};
+use http_body::{Body, Frame, SizeHint};
 use jiff::Timestamp;
 use tokio::runtime::Runtime;
 use zeroize::Zeroizing;
@@ -52,15 +58,8 @@ use super::{
 
 /// Attempts at one request, the first included; and at reading one answer's body.
 const ATTEMPTS_MAX: u32 = 5;
-/// The first wait between two attempts is at most this, each further one twice as long.
-const BACKOFF_FIRST: Duration = Duration::from_millis(500);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
-/// An attempt may take this long, and a second for every [`BYTES_PER_SECOND_MIN`] bytes it sends.
-const ATTEMPT_TIME_MAX: Duration = Duration::from_secs(60);
+/// Each attempt may take a second longer for every so many bytes that it sends.
 const BYTES_PER_SECOND_MIN: u64 = 32 << 10;
-/// A stream on which nothing moves for this long is broken.
-const STALL_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Which put stored an object.
 const PUT_MARK: &str = "put";
@@ -73,6 +72,33 @@ pub struct S3Options {
     pub endpoint: Option<String>,
     pub region: Option<String>,
     pub keys: Option<S3Keys>,
+    pub times: S3Times,
+}
+
+/// How long to wait for what.
+#[derive(Debug, Clone, Copy)]
+pub struct S3Times {
+    /// For a connection.
+    pub connect: Duration,
+    /// For the answer to one attempt, besides the time its body takes to send.
+    pub attempt: Duration,
+    /// While nothing moves on a stream.
+    pub stall: Duration,
+    /// Between two attempts: at most `backoff` after the first, twice as long after each further one, up to `backoff_max`.
+    pub backoff: Duration,
+    pub backoff_max: Duration,
+}
+
+impl Default for S3Times {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            attempt: Duration::from_secs(60),
+            stall: Duration::from_secs(20),
+            backoff: Duration::from_millis(500),
+            backoff_max: Duration::from_secs(10),
+        }
+    }
 }
 
 /// Credentials. Wiped from memory when dropped, and never shown.
@@ -102,7 +128,8 @@ impl S3Options {
         let keys = keys("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN").or_else(|| {
             if var("AWS_PROFILE").is_some() { None } else { keys("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", "") }
         });
-        Self { endpoint, region: var("AWS_REGION").or_else(|| var("AWS_DEFAULT_REGION")), keys }
+        let region = var("AWS_REGION").or_else(|| var("AWS_DEFAULT_REGION"));
+        Self { endpoint, region, keys, times: S3Times::default() }
     }
 }
 
@@ -126,7 +153,7 @@ pub struct S3 {
     location: String,
     /// For messages: where requests go.
     endpoint: String,
-    over_tls: bool,
+    times: S3Times,
     /// What must not be in any message.
     secrets: Vec<Zeroizing<String>>,
 }
@@ -190,7 +217,7 @@ impl S3 {
             bucket: bucket.to_owned(),
             prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
             location,
-            over_tls: endpoint.starts_with("https://"),
+            times: options.times,
             endpoint,
             secrets,
         })
@@ -238,10 +265,14 @@ impl S3 {
         request: CustomizableOperation<T, E, B>,
         bytes: usize,
     ) -> CustomizableOperation<T, E, B> {
-        let attempt = ATTEMPT_TIME_MAX + Duration::from_secs(bytes as u64 / BYTES_PER_SECOND_MIN);
+        let attempt = self.times.attempt + Duration::from_secs(bytes as u64 / BYTES_PER_SECOND_MIN);
         let timeouts =
-            TimeoutConfig::builder().connect_timeout(CONNECT_TIME_MAX).operation_attempt_timeout(attempt).build();
-        request.config_override(aws_sdk_s3::Config::builder().timeout_config(timeouts))
+            TimeoutConfig::builder().connect_timeout(self.times.connect).operation_attempt_timeout(attempt).build();
+        // Of what a slow line is sent, the kernel takes megabytes at a time.
+        let stall = if bytes == 0 { self.times.stall } else { self.times.stall * 3 };
+        let stalled = StalledStreamProtectionConfig::enabled().grace_period(stall).build();
+        request
+            .config_override(aws_sdk_s3::Config::builder().timeout_config(timeouts).stalled_stream_protection(stalled))
     }
 
     /// Asks for an object, or those bytes of it.
@@ -315,7 +346,7 @@ impl S3 {
                     self.unreachable(format!("{name} broke off {attempt} times: {broken}"))
                 });
             }
-            self.wait(tokio::time::sleep((BACKOFF_FIRST * 2u32.pow(attempt - 1)).min(BACKOFF_MAX)));
+            std::thread::sleep((self.times.backoff * 2u32.pow(attempt - 1)).min(self.times.backoff_max));
             attempt += 1;
         }
     }
@@ -442,7 +473,7 @@ impl Backend for S3 {
             action: "put",
             detail: error.to_string(),
         })?;
-        let mark = data_encoding::HEXLOWER.encode(&random);
+        let mark = HEXLOWER.encode(&random);
         let watch = Watch::default();
         let request = self
             .client
@@ -450,14 +481,12 @@ impl Backend for S3 {
             .bucket(&self.bucket)
             .key(self.key(name))
             .if_none_match("*")
-            .checksum_algorithm(ChecksumAlgorithm::Crc32)
+            .checksum_crc32(BASE64.encode(&crc32fast::hash(&bytes).to_be_bytes()))
             .metadata(PUT_MARK, &mark)
             .content_type("application/octet-stream")
-            .body(ByteStream::from(bytes.clone()));
-        let mut request = self.limited(request.customize(), bytes.len()).interceptor(watch.clone());
-        if self.over_tls {
-            request = request.disable_payload_signing();
-        }
+            .content_length(bytes.len() as i64)
+            .body(Pieces::stream(bytes.clone()));
+        let request = self.limited(request.customize(), bytes.len()).interceptor(watch.clone());
         let stored = match self.wait(request.send()) {
             Ok(_) if watch.checksum_differs() => {
                 // The answer, or what it is about, was harmed: look.
@@ -508,9 +537,13 @@ impl Backend for S3 {
                 .bucket(&self.bucket)
                 .prefix(&full_prefix)
                 .set_continuation_token(token.clone());
-            let page = self
-                .wait(self.limited(request.customize(), 0).send())
-                .map_err(|error| self.error(shown, LIST, &error))?;
+            let page = self.wait(self.limited(request.customize(), 0).send()).map_err(|error| {
+                match self.error(shown, LIST, &error) {
+                    // Said of a listing, this must not pass for an empty one.
+                    BackendError::NotFound { .. } => strange("a listing is not found"),
+                    other => other,
+                }
+            })?;
             let objects = page.contents();
             // An answer that is no listing at all parses as an empty one.
             let more = page.is_truncated().ok_or_else(|| strange("the answer to a listing is none"))?;
@@ -587,17 +620,15 @@ async fn load(options: &S3Options) -> aws_config::SdkConfig {
         .or_else(aws_config::environment::region::EnvironmentVariableRegionProvider::new())
         .or_else(aws_config::profile::region::ProfileFileRegionProvider::new())
         .or_else(Region::new("us-east-1"));
-    let stalled = StalledStreamProtectionConfig::enabled().upload_enabled(true).grace_period(STALL_TIME_MAX).build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .region(regions)
         .retry_config(
             RetryConfig::standard()
                 .with_max_attempts(ATTEMPTS_MAX)
-                .with_initial_backoff(BACKOFF_FIRST)
-                .with_max_backoff(BACKOFF_MAX),
+                .with_initial_backoff(options.times.backoff)
+                .with_max_backoff(options.times.backoff_max),
         )
-        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIME_MAX).build())
-        .stalled_stream_protection(stalled)
+        .timeout_config(TimeoutConfig::builder().connect_timeout(options.times.connect).build())
         // A user's file may ask for less.
         .request_checksum_calculation(RequestChecksumCalculation::WhenSupported)
         .response_checksum_validation(ResponseChecksumValidation::WhenSupported);
@@ -735,6 +766,35 @@ impl ClassifyRetry for RetryPut {
     }
 }
 
+/// The body of a put, handed over piece by piece.
+struct Pieces(Bytes);
+
+impl Pieces {
+    const PIECE_BYTES: usize = 64 << 10;
+
+    fn stream(bytes: Bytes) -> ByteStream {
+        ByteStream::new(SdkBody::retryable(move || SdkBody::from_body_1_x(Self(bytes.clone()))))
+    }
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let len = self.0.len().min(Self::PIECE_BYTES);
+        Poll::Ready((len > 0).then(|| Ok(Frame::data(self.0.split_to(len)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
+}
+
 /// Reads a body of exactly `expected` bytes.
 async fn collect(mut body: ByteStream, expected: usize) -> Result<Bytes, String> {
     let mut bytes = Vec::new();
@@ -780,4 +840,50 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         error = source;
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(set: &[(&str, &str)]) -> S3Options {
+        S3Options::from_env(&|name| set.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn the_aws_variables_come_before_those_of_minio() {
+        let all = [
+            ("AWS_ENDPOINT_URL_S3", "http://s3"),
+            ("AWS_ENDPOINT_URL", "http://any"),
+            ("MINIO_ENDPOINT", "minio:9000"),
+            ("AWS_ACCESS_KEY_ID", "aws"),
+            ("AWS_SECRET_ACCESS_KEY", "aws secret"),
+            ("AWS_SESSION_TOKEN", "token"),
+            ("MINIO_ACCESS_KEY", "minio"),
+            ("MINIO_SECRET_KEY", "minio secret"),
+            ("AWS_REGION", "eu-central-1"),
+        ];
+        let key = |options: &S3Options| options.keys.as_ref().map(|keys| keys.access_key_id.clone());
+        let chosen = options(&all);
+        assert_eq!(chosen.endpoint.as_deref(), Some("http://s3"));
+        assert_eq!(chosen.region.as_deref(), Some("eu-central-1"));
+        assert_eq!(key(&chosen).as_deref(), Some("aws"));
+        assert_eq!(chosen.keys.unwrap().session_token.unwrap().as_str(), "token");
+
+        let minio = options(&all[2..3]);
+        assert_eq!(minio.endpoint.as_deref(), Some("http://minio:9000"), "MinIO's clients take no scheme");
+        assert!(minio.keys.is_none());
+        let minio = options(&[all[2], all[6], all[7]]);
+        assert_eq!(key(&minio).as_deref(), Some("minio"));
+        let half = options(&[("AWS_ACCESS_KEY_ID", "aws"), ("AWS_SECRET_ACCESS_KEY", ""), all[6], all[7]]);
+        assert_eq!(key(&half).as_deref(), Some("minio"), "an empty variable is not set");
+        assert!(key(&options(&[("AWS_PROFILE", "work"), all[6], all[7]])).is_none(), "a chosen profile wins");
+    }
+
+    #[test]
+    fn an_endpoint_with_a_password_is_refused_and_not_repeated() {
+        let options = S3Options { endpoint: Some("http://user:hunter2@host".to_owned()), ..S3Options::default() };
+        let text = S3::open("bucket", "", options).err().expect("refused").to_string();
+        assert!(!text.contains("hunter2") && text.contains("AWS_SECRET_ACCESS_KEY"), "{text}");
+    }
 }
