@@ -4,9 +4,13 @@
 //! (recording, faults, bandwidth) is a decorator that wraps any other backend. `tests/backends.rs` holds the conformance
 //! suite that each of them passes.
 
+pub mod fault;
+pub mod limit;
 pub mod local;
 pub mod location;
 pub mod memory;
+pub mod probe;
+pub mod recording;
 #[cfg(feature = "s3")]
 pub mod s3;
 
@@ -107,6 +111,9 @@ pub enum BackendError {
     NotFound { name: String, location: String },
     #[error("{name}: already exists in {location}")]
     AlreadyExists { name: String, location: String },
+    /// What was given as a repository's URL is none, or holds a secret. Never repeats a secret.
+    #[error("{detail}")]
+    BadLocation { detail: String },
     #[error("{name:?} is not a valid object name")]
     BadName { name: String },
     #[error("{name}: holds {actual_bytes} bytes, fewer than the {wanted_bytes} asked for")]

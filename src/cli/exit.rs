@@ -146,6 +146,7 @@ fn of_pipeline(error: &PipelineError) -> Option<Exit> {
 fn of_backend(error: &BackendError) -> Exit {
     match error {
         BackendError::NoStore { .. } => Exit::NoRepository,
+        BackendError::BadLocation { .. } => Exit::Usage,
         BackendError::NotFound { .. } | BackendError::ShortRange { .. } | BackendError::Damaged { .. } => Exit::Damaged,
         BackendError::Denied { .. } | BackendError::Unreachable { .. } => Exit::Unreachable,
         BackendError::NoSpace { .. } => Exit::NoSpace,
