@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::context::Context;
 
-/// Check the repository
+/// Check that all that is stored is there and unchanged
 #[derive(clap::Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub struct Args {}

@@ -1,15 +1,17 @@
 //! What every command needs: settings, the repository, progress, Ctrl-C.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::exit::StdoutError;
 use super::screen::Screen;
 use super::settings::{self, File, Global};
-use crate::backend::Backend;
 use crate::backend::location;
+use crate::backend::{Backend, BackendError};
 use crate::progress::Progress;
-use crate::repo::{Places, Repository};
+use crate::repo::{Places, RepoError, Repository};
 
 /// Settings of this run.
 pub struct Context {
@@ -30,7 +32,10 @@ impl Context {
 
     /// The store, as an existing one.
     pub fn backend(&self) -> anyhow::Result<Arc<dyn Backend>> {
-        Ok(location::open(&settings::repo_url(&self.global, &self.file)?)?)
+        match location::open(&settings::repo_url(&self.global, &self.file)?) {
+            Err(BackendError::NoStore { location, .. }) => Err(RepoError::NoRepository { location }.into()),
+            other => Ok(other?),
+        }
     }
 
     /// The store, made if it is a folder that does not exist.
@@ -58,6 +63,17 @@ impl Context {
     /// The screen for a long operation; it is cleared when dropped.
     pub fn screen(&self) -> Screen {
         Screen::start(&self.global, self.progress.clone())
+    }
+
+    /// A line of the result, on stdout.
+    pub fn print(&self, line: impl std::fmt::Display) -> anyhow::Result<()> {
+        self.print_bytes(format!("{line}\n").as_bytes())
+    }
+
+    /// Part of the result, on stdout, at once.
+    pub fn print_bytes(&self, bytes: &[u8]) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(bytes).and_then(|()| out.flush()).map_err(|source| StdoutError { source }.into())
     }
 
     /// A line for people, on stderr.

@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use crate::backend::BackendError;
+use crate::format::FormatError;
 use crate::ops::snapshot::SnapshotError;
 use crate::pipeline::PipelineError;
 use crate::progress::Cancelled;
@@ -31,6 +32,8 @@ pub enum Exit {
     Clock = 16,
     /// 128 + SIGINT, as shells have it.
     Interrupted = 130,
+    /// 128 + SIGPIPE: whoever read the list has seen enough.
+    ReaderGone = 141,
 }
 
 impl From<Exit> for ExitCode {
@@ -47,6 +50,13 @@ pub struct CliError {
     pub message: String,
 }
 
+/// The result could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("standard output")]
+pub struct StdoutError {
+    pub source: io::Error,
+}
+
 /// A wrong or missing argument.
 pub fn usage(message: impl Into<String>) -> anyhow::Error {
     CliError { exit: Exit::Usage, message: message.into() }.into()
@@ -55,15 +65,10 @@ pub fn usage(message: impl Into<String>) -> anyhow::Error {
 /// Prints the chain once and returns its code.
 pub fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let exit = code_of(error);
-    // Transparent wrappers repeat their cause: each text is said once.
-    let mut said: Vec<String> = Vec::new();
-    for cause in error.chain() {
-        let text = cause.to_string();
-        if !said.iter().any(|earlier| earlier.contains(&text)) {
-            said.push(text);
-        }
+    if exit == Exit::ReaderGone {
+        return exit.into();
     }
-    let message = said.join(": ");
+    let message = text_of(error);
     if json {
         eprintln!("{}", serde_json::json!({ "error": message, "exit": exit as u8 }));
     } else {
@@ -72,14 +77,31 @@ pub fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     exit.into()
 }
 
+/// The chain of an error as one text.
+pub fn text_of(error: &anyhow::Error) -> String {
+    // Transparent wrappers repeat their cause: each text is said once.
+    let mut said: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if !said.iter().any(|earlier| earlier.contains(&text)) {
+            said.push(text);
+        }
+    }
+    said.join(": ")
+}
+
 /// The code of the first cause that has one.
 pub fn code_of(error: &anyhow::Error) -> Exit {
-    error.chain().find_map(|cause| of_cause(cause)).unwrap_or(Exit::Other)
+    error.chain().find_map(of_cause).unwrap_or(Exit::Other)
 }
 
 fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<CliError>() {
         return Some(error.exit);
+    }
+    if let Some(StdoutError { source }) = cause.downcast_ref() {
+        let gone = source.kind() == io::ErrorKind::BrokenPipe;
+        return if gone { Some(Exit::ReaderGone) } else { of_io(source) };
     }
     if cause.is::<Cancelled>() {
         return Some(Exit::Interrupted);
@@ -125,7 +147,7 @@ fn of_repo(error: &RepoError) -> Option<Exit> {
         RepoError::WrongKey { .. } => Exit::WrongKey,
         RepoError::Rollback { .. } => Exit::Rollback,
         RepoError::Damaged { .. } => Exit::Damaged,
-        RepoError::Format { source: crate::format::FormatError::Version { .. }, .. } => Exit::Other,
+        RepoError::Format { source: FormatError::Version { .. } | FormatError::Newer { .. }, .. } => Exit::Other,
         RepoError::Format { .. } => Exit::Damaged,
         RepoError::Backend(error) => of_backend(error),
         RepoError::LastSlot => Exit::Usage,

@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
+use serde_json::json;
+
 use super::context::Context;
 use super::settings;
 use crate::repo::Repository;
 
-/// Make a repository
+/// Make a new repository, in a folder or a bucket
 ///
 /// The password comes from VAULT_PASSWORD, VAULT_PASSWORD_FILE, VAULT_PASSWORD_COMMAND or --password-file, or is asked for
 /// on the terminal. Without it nobody can ever read the repository: keep it where the repository is not.
@@ -27,7 +29,7 @@ pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
     let repo = Repository::init(backend, &secret, &args.label, context.now(), &context.places)?;
     let location = repo.backend.properties().location;
     if context.global.json {
-        println!("{}", serde_json::json!({ "repository": repo.config.repository, "location": location }));
+        context.print(json!({ "repository": repo.config.repository, "location": location }))?;
     }
     context.say(format!("made repository {} in {location}", repo.config.repository));
     Ok(ExitCode::SUCCESS)

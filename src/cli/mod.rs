@@ -1,12 +1,35 @@
 //! The command line: one file a command, thin. Data goes to stdout, everything else to stderr.
 
+/// What every `--help` ends with. Wrapped by clap to the width of the terminal.
+macro_rules! exit_codes {
+    () => {
+        "Exit codes: 0 ok · 1 other failure · 2 usage · 3 backup not committed · 4 repository damaged · 5 dump failed · \
+        6 restore target · 10 no repository · 11 busy · 12 wrong key · 13 rollback or identity mismatch · \
+        14 storage unreachable · 15 no space · 16 clock skew, prune refused · 130 stopped by Ctrl-C\n\n\
+        VAULT_REPO and VAULT_PASSWORD are enough to use a repository. With neither --repo nor VAULT_REPO it is a folder \
+        in your data directory."
+    };
+}
+
+/// Examples, one a line, and then what every `--help` ends with.
+macro_rules! examples {
+    ($($example:literal)*) => {
+        concat!("Examples:\n", $("  ", $example, "\n",)* "\n", exit_codes!())
+    };
+}
+
 mod check;
+mod completions;
 mod context;
+mod doctor;
 mod exit;
 mod init;
+mod key;
+mod man;
 mod restore;
 mod screen;
 mod settings;
+mod show;
 mod snapshot;
 mod snapshots;
 
@@ -16,14 +39,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use context::Context;
 
-/// What `vault --help` ends with.
-const EXIT_CODES: &str = "\
-Exit codes: 0 ok · 1 other failure · 2 usage · 3 backup not committed · 4 repository damaged · 5 dump failed ·
-6 restore target · 10 no repository · 11 busy · 12 wrong key · 13 rollback or identity mismatch ·
-14 storage unreachable · 15 no space · 16 clock skew, prune refused
-
-VAULT_REPO and VAULT_PASSWORD are enough to use a repository. With neither --repo nor VAULT_REPO it is a folder in
-your data directory.";
+const EXIT_CODES: &str = exit_codes!();
 
 /// Deduplicating, encrypted backups of databases.
 ///
@@ -44,29 +60,40 @@ pub enum Command {
     Init(init::Args),
     Snapshot(snapshot::Args),
     Snapshots(snapshots::Args),
+    Show(show::Args),
     Restore(restore::Args),
     Check(check::Args),
+    Key(key::Args),
+    Doctor(doctor::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// Parses the arguments, runs the command, prints the error if there is one, chooses the exit code.
 pub fn main() -> ExitCode {
     // A file-size limit must be an error of the write, not the end of the process.
     exit::ignore_file_size_signal();
+    settings::hide_memory();
     let cli = Cli::parse();
-    let context = match Context::new(&cli.global) {
-        Ok(context) => context,
-        Err(error) => return exit::report(&error, cli.global.json),
-    };
-    let done = match cli.command {
+    match run(cli.command, &cli.global) {
+        Ok(code) => code,
+        Err(error) => exit::report(&error, cli.global.json),
+    }
+}
+
+fn run(command: Command, global: &settings::Global) -> anyhow::Result<ExitCode> {
+    let context = Context::new(global)?;
+    match command {
         Command::Init(args) => init::run(&context, args),
         Command::Snapshot(args) => snapshot::run(&context, args),
         Command::Snapshots(args) => snapshots::run(&context, args),
+        Command::Show(args) => show::run(&context, args),
         Command::Restore(args) => restore::run(&context, args),
         Command::Check(args) => check::run(&context, args),
-    };
-    match done {
-        Ok(code) => code,
-        Err(error) => exit::report(&error, cli.global.json),
+        Command::Key(args) => key::run(&context, args),
+        Command::Doctor(args) => doctor::run(&context, args),
+        Command::Completions(args) => completions::run(&context, args),
+        Command::Man(args) => man::run(&context, args),
     }
 }
 

@@ -120,9 +120,14 @@ pub fn table(header: &[&str]) -> comfy_table::Table {
     table
 }
 
-/// Prints a table without the spaces at the ends of its lines.
-pub fn print_table(table: &comfy_table::Table) {
-    for line in table.to_string().lines() {
-        println!("{}", line.trim());
-    }
+/// A table as it is printed: without the spaces at the ends of its lines.
+pub fn lines_of(table: &comfy_table::Table) -> String {
+    let text = table.to_string();
+    let lines: Vec<_> = text.lines().map(|line| line.trim_end().strip_prefix(' ').unwrap_or(line)).collect();
+    lines.join("\n")
+}
+
+/// A time for people, in this host's time zone.
+pub fn local_time(time: jiff::Timestamp) -> String {
+    time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }

@@ -1,6 +1,5 @@
 //! Settings: flag, environment, `vault.toml`, default, in this order.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -10,6 +9,7 @@ use zeroize::Zeroizing;
 use super::exit::{CliError, Exit, usage};
 use crate::repo::Places;
 use crate::seal::slot::Secret;
+use crate::source::command;
 
 /// Options of every command.
 #[derive(Debug, Clone, clap::Args)]
@@ -51,6 +51,15 @@ pub struct File {
     pub key_file: Option<PathBuf>,
     /// Name of this host in manifests.
     pub host: Option<String>,
+}
+
+/// Keeps keys and passwords out of core files, and other processes of this user out of our memory.
+pub fn hide_memory() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Core).maximum;
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum });
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
 /// Reads an environment variable; empty counts as unset.
@@ -191,9 +200,9 @@ pub fn key_from_file(path: &Path) -> anyhow::Result<Secret> {
     Ok(Secret::KeyFile(Zeroizing::new(key)))
 }
 
-fn password_from_command(command: &str) -> anyhow::Result<Secret> {
-    let output = std::process::Command::new("/bin/sh")
-        .args([OsString::from("-c"), OsString::from(command)])
+fn password_from_command(line: &str) -> anyhow::Result<Secret> {
+    let output = command("/bin/sh")
+        .args(["-c", line])
         .stderr(std::process::Stdio::inherit())
         .output()
         .context("the password command cannot be started")?;
@@ -206,29 +215,63 @@ fn password_from_command(command: &str) -> anyhow::Result<Secret> {
     }
 }
 
-/// Asks for a new password twice on the terminal, or says what to set where there is none.
+/// Where a new secret comes from, for the commands that set one.
+#[derive(Debug, Clone, clap::Args)]
+pub struct NewSecret {
+    /// Read the new password from this file [env: VAULT_NEW_PASSWORD holds the password itself]
+    #[arg(long, value_name = "FILE")]
+    new_password_file: Option<PathBuf>,
+    /// Take a key file of 32 bytes instead of a new password
+    #[arg(long, value_name = "FILE", conflicts_with = "new_password_file")]
+    new_key_file: Option<PathBuf>,
+}
+
+impl NewSecret {
+    /// Reads it, or asks for it twice.
+    pub fn get(&self) -> anyhow::Result<Secret> {
+        if let Some(path) = &self.new_password_file {
+            return password_from_file(path);
+        }
+        if let Some(path) = &self.new_key_file {
+            return key_from_file(path);
+        }
+        if let Some(password) = env("VAULT_NEW_PASSWORD") {
+            return Ok(password_of(password.into_bytes()));
+        }
+        ask_twice("New password: ", || {
+            usage("no new password: set VAULT_NEW_PASSWORD, or use --new-password-file or --new-key-file")
+        })
+    }
+}
+
+/// Asks for the password of a new repository, or says what to set where there is no terminal.
 pub fn ask_new_password() -> anyhow::Result<Secret> {
-    use std::io::IsTerminal;
-    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Err(no_secret());
-    }
-    let first = Zeroizing::new(rpassword::prompt_password("New password for the repository: ")?);
-    let second = Zeroizing::new(rpassword::prompt_password("Again: ")?);
-    if first != second {
-        return Err(usage("the two passwords are not the same"));
-    }
-    if first.is_empty() {
-        return Err(usage("an empty password protects nothing"));
-    }
-    Ok(Secret::Password(Zeroizing::new(first.as_bytes().to_vec())))
+    ask_twice("New password for the repository: ", no_secret)
 }
 
 /// Asks for the password on the terminal, or says what to set where there is none.
 pub fn ask_password() -> anyhow::Result<Secret> {
+    ask("Password of the repository: ", no_secret)
+}
+
+fn ask(prompt: &str, no_terminal: impl Fn() -> anyhow::Error) -> anyhow::Result<Secret> {
     use std::io::IsTerminal;
-    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Err(no_secret());
+    if !std::io::stderr().is_terminal() {
+        return Err(no_terminal());
     }
-    let password = Zeroizing::new(rpassword::prompt_password("Password of the repository: ")?);
+    // The terminal itself is asked, as standard input may be a backup's data.
+    let password = Zeroizing::new(rpassword::prompt_password(prompt).map_err(|_| no_terminal())?);
     Ok(Secret::Password(Zeroizing::new(password.as_bytes().to_vec())))
+}
+
+fn ask_twice(prompt: &str, no_terminal: impl Fn() -> anyhow::Error) -> anyhow::Result<Secret> {
+    let first = ask(prompt, &no_terminal)?;
+    let second = ask("Again: ", &no_terminal)?;
+    match (&first, &second) {
+        (Secret::Password(first), Secret::Password(second)) if first != second => {
+            Err(usage("the two passwords are not the same"))
+        }
+        (Secret::Password(first), _) if first.is_empty() => Err(usage("an empty password protects nothing")),
+        _ => Ok(first),
+    }
 }

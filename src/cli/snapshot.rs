@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
@@ -51,7 +52,7 @@ pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
     let done = match &args.source {
         Source::Stdin(stdin) => run_stdin(context, &args, stdin)?,
     };
-    report(context, &done);
+    report(context, &done)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -103,7 +104,7 @@ pub fn json_of(snapshot: &Snapshot) -> Value {
     })
 }
 
-fn report(context: &Context, snapshot: &Snapshot) {
+fn report(context: &Context, snapshot: &Snapshot) -> anyhow::Result<()> {
     let manifest = &snapshot.manifest;
     for warning in &manifest.warnings {
         context.warn(warning);
@@ -117,9 +118,6 @@ fn report(context: &Context, snapshot: &Snapshot) {
         size(manifest.bytes_stored),
         manifest.seconds,
     ));
-    if context.global.json {
-        println!("{}", json_of(snapshot));
-    } else {
-        println!("{}", snapshot.id);
-    }
+    let printed = if context.global.json { context.print(json_of(snapshot)) } else { context.print(snapshot.id) };
+    printed.with_context(|| format!("backup {} is committed, but its ID could not be printed", snapshot.id))
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::context::Context;
-use super::screen::{print_table, size, table};
+use super::screen::{lines_of, local_time, size, table};
 use super::snapshot::json_of;
 
 /// List the snapshots, oldest first
@@ -35,7 +35,7 @@ pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
             && args.tag.as_ref().is_none_or(|tag| manifest.tags.contains(tag))
     });
     if context.global.json {
-        snapshots.iter().for_each(|snapshot| println!("{}", json_of(snapshot)));
+        snapshots.iter().try_for_each(|snapshot| context.print(json_of(snapshot)))?;
         return Ok(ExitCode::SUCCESS);
     }
     if snapshots.is_empty() {
@@ -47,7 +47,7 @@ pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
         let manifest = &snapshot.manifest;
         table.add_row([
             snapshot.id.short(),
-            manifest.time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+            local_time(manifest.time),
             manifest.source.clone(),
             manifest.name.clone(),
             manifest.host.clone(),
@@ -56,6 +56,6 @@ pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
             manifest.tags.join(" "),
         ]);
     }
-    print_table(&table);
+    context.print(lines_of(&table))?;
     Ok(ExitCode::SUCCESS)
 }

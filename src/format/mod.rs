@@ -21,6 +21,8 @@ pub enum FormatError {
     Magic { what: &'static str },
     #[error("{what} of version {found}; this vault reads version {known}: use a newer vault")]
     Version { what: &'static str, found: u32, known: u32 },
+    #[error("{what} of version {found}: use vault {needs} or newer")]
+    Newer { what: &'static str, found: u32, needs: String },
     #[error("{what} out of range: {value}")]
     Range { what: &'static str, value: u64 },
     #[error("{what} is not the text it should be")]

@@ -46,12 +46,12 @@ pub fn slots(backend: &dyn Backend, repo: RepoId) -> Result<Vec<Slot>, RepoError
     Ok(slots)
 }
 
-/// Returns the master key from the first slot that `secret` opens.
-pub fn unlock(backend: &dyn Backend, repo: RepoId, secret: &Secret) -> Result<MasterKey, RepoError> {
+/// Returns the master key from the first slot that `secret` opens, and which slot that is.
+pub fn unlock(backend: &dyn Backend, repo: RepoId, secret: &Secret) -> Result<(MasterKey, SlotId), RepoError> {
     let slots = slots(backend, repo)?;
     for slot in &slots {
         match open_slot(slot, secret) {
-            Ok(master) => return Ok(master),
+            Ok(master) => return Ok((master, slot.id)),
             Err(SlotError::WrongSecret) => {}
             Err(error) => return Err(error.into()),
         }

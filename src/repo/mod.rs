@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use crate::backend::{Backend, BackendError, ObjectInfo, PutReceipt};
 use crate::format::FormatError;
 use crate::format::config::{Config, Feature, KNOWN_FEATURES};
-use crate::id::{HostId, ObjectId, RepoId};
+use crate::id::{HostId, ObjectId, RepoId, SlotId};
 use crate::limits::RAW_BYTES_MAX;
 use crate::seal::boxed::{HEADER_BYTES, OpenError, TAG_BYTES, open_object, seal_object};
 use crate::seal::keys::{Keys, Kind, MasterKey};
@@ -76,6 +76,8 @@ pub struct Repository {
     pub host_id: HostId,
     pub index: LocalIndex,
     pub state: state::State,
+    /// The key slot that opened it.
+    pub slot: SlotId,
     master: MasterKey,
 }
 
@@ -138,14 +140,14 @@ impl Repository {
         let master = MasterKey { secret: random()?, epoch: 0 };
         let config = Config::new(repo, now);
         // The slot first: a config that can be seen can be opened.
-        keyring::add(&*backend, repo, &master, secret, label, now)?;
+        let slot = keyring::add(&*backend, repo, &master, secret, label, now)?;
         let keys = Keys::derive(&master, repo);
         let bytes = config.encode(|text| keys.config_mac(text));
         match backend.put("config", bytes.into()) {
             Err(BackendError::AlreadyExists { .. }) => return Err(RepoError::Exists { location }),
             other => other?,
         };
-        Self::assemble(backend, config, master, keys, places)
+        Self::assemble(backend, config, master, slot, keys, places)
     }
 
     /// Opens a repository: reads the config, unlocks a slot, brings the local index up to date.
@@ -160,17 +162,18 @@ impl Repository {
         let format = |source| RepoError::Format { name: "config".to_owned(), source };
         let unchecked = Config::decode(&raw).map_err(format)?;
         let repo = unchecked.repository();
-        let master = keyring::unlock(&*backend, repo, secret)?;
+        let (master, slot) = keyring::unlock(&*backend, repo, secret)?;
         let keys = Keys::derive(&master, repo);
         let config = unchecked.check(|text| keys.config_mac(text)).map_err(format)?;
         require_features(&config.features.read, "read it")?;
-        Self::assemble(backend, config, master, keys, places)
+        Self::assemble(backend, config, master, slot, keys, places)
     }
 
     fn assemble(
         backend: Arc<dyn Backend>,
         config: Config,
         master: MasterKey,
+        slot: SlotId,
         keys: Keys,
         places: &Places,
     ) -> Result<Self, RepoError> {
@@ -178,7 +181,7 @@ impl Repository {
         let host_id = state::host_id(&places.state)?;
         let state = state::State::load(&places.state, config.repository);
         let index = LocalIndex::open(&places.cache, keys.clone())?;
-        Ok(Self { backend, keys, config, host_id, index, state, master })
+        Ok(Self { backend, keys, config, host_id, index, state, slot, master })
     }
 
     /// Refuses if backups must not be added by this version.

@@ -8,11 +8,25 @@
 
 pub mod stdin;
 
+use std::ffi::OsStr;
 use std::io;
+use std::process::Command;
 
 use serde_json::{Map, Value};
 
 pub use crate::format::manifest::Item;
+
+/// Settings of vault's own that no child process gets to see.
+const SECRET_VARIABLES: [&str; 2] = ["VAULT_PASSWORD", "VAULT_NEW_PASSWORD"];
+
+/// A command to run, with the environment of this process but for vault's own passwords. Every child is started by it.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    SECRET_VARIABLES.iter().for_each(|name| {
+        command.env_remove(name);
+    });
+    command
+}
 
 /// Takes the items of one snapshot. Usable from several threads at once.
 pub trait ItemSink: Sync {

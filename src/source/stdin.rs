@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ pub fn snapshot_command(
     let shown = command[0].to_string_lossy().into_owned();
     let start_error = |source| StdinError::Start { command: shown.clone(), source };
     let mut producer = Producer(
-        Command::new(&command[0])
+        crate::source::command(&command[0])
             .args(&command[1..])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -305,7 +305,11 @@ fn open(store: Memory, secret: &Secret) -> Result<(tempfile::TempDir, Arc<Reposi
 
 impl From<FormatError> for Failure {
     fn from(error: FormatError) -> Self {
-        let class = if matches!(error, FormatError::Version { .. }) { "unsupported" } else { "damaged" };
+        let class = if matches!(error, FormatError::Version { .. } | FormatError::Newer { .. }) {
+            "unsupported"
+        } else {
+            "damaged"
+        };
         Self { class, message: error.to_string() }
     }
 }
