@@ -56,6 +56,8 @@ pub struct SnapshotWriter {
     added: Arc<Added>,
     lines: Mutex<Lines>,
     paths: Mutex<HashSet<[u8; 16]>>,
+    /// Items begun and neither finished nor given up.
+    open: AtomicU64,
 }
 
 /// Item lines in order. Items that finish early wait for those before them.
@@ -90,7 +92,7 @@ impl SnapshotWriter {
         });
         let stream = StreamWriter::new(shared.clone(), BlobKind::Meta);
         let lines = Mutex::new(Lines { stream, next: 0, early: BTreeMap::new() });
-        Ok(Self { shared, added, lines, paths: Mutex::default() })
+        Ok(Self { shared, added, lines, paths: Mutex::default(), open: AtomicU64::new(0) })
     }
 
     /// Why storing failed, if it did.
@@ -101,7 +103,7 @@ impl SnapshotWriter {
     /// Ends the snapshot's data: when this returns, all of it is in packs that index objects list.
     pub fn finish(self) -> Result<Written, PipelineError> {
         let lines = self.lines.into_inner().expect("no code panics while it holds this lock");
-        if !lines.early.is_empty() {
+        if !lines.early.is_empty() || self.open.load(Relaxed) != 0 {
             return Err(PipelineError::Unfinished);
         }
         let item_lines = lines.stream.finish()?.stream;
@@ -130,9 +132,7 @@ impl SnapshotWriter {
     fn check_path(&self, path: &str) -> Result<(), PipelineError> {
         let wrong = |detail: &str| PipelineError::Item { path: path.to_owned(), detail: detail.to_owned() };
         check_item_path(path).map_err(|_| wrong("is not a valid item path"))?;
-        // Sixteen bytes of hash a path, so that a million files take little memory.
-        let short = *blake3::hash(path.as_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes");
-        let fresh = self.paths.lock().expect("no code panics while it holds this lock").insert(short);
+        let fresh = self.paths.lock().expect("no code panics while it holds this lock").insert(short_of(path));
         if fresh { Ok(()) } else { Err(wrong("comes twice")) }
     }
 
@@ -166,6 +166,7 @@ impl ItemSink for SnapshotWriter {
     fn begin<'s>(&'s self, order: u64, path: &str, kind: &str) -> io::Result<Box<dyn ItemStream + 's>> {
         self.check_path(path)?;
         let stream = StreamWriter::new(self.shared.clone(), BlobKind::Data);
+        self.open.fetch_add(1, Relaxed);
         Ok(Box::new(ItemWriter { writer: self, order, path: path.to_owned(), kind: kind.to_owned(), stream }))
     }
 
@@ -191,6 +192,11 @@ impl ItemSink for SnapshotWriter {
         shared.progress.add_bytes(item.bytes);
         Ok(true)
     }
+}
+
+/// Sixteen bytes of hash a path, so that a million files take little memory.
+fn short_of(path: &str) -> [u8; 16] {
+    *blake3::hash(path.as_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes")
 }
 
 struct ItemWriter<'s> {
@@ -226,6 +232,15 @@ impl ItemStream for ItemWriter<'_> {
             stream: done.stream,
         };
         self.writer.add_line(self.order, &item)?;
+        self.writer.open.fetch_sub(1, Relaxed);
         Ok(ItemDone { bytes: done.bytes, hash: done.hash })
+    }
+
+    fn discard(self: Box<Self>) -> io::Result<()> {
+        // Ended all the same: other items may rest already on chunks that this one was the first to bring.
+        self.stream.finish()?;
+        self.writer.paths.lock().expect("no code panics while it holds this lock").remove(&short_of(&self.path));
+        self.writer.open.fetch_sub(1, Relaxed);
+        Ok(())
     }
 }

@@ -50,6 +50,12 @@ pub trait ItemSink: Sync {
 pub trait ItemStream: io::Write + Send {
     /// Ends the item. Only after this is it part of the snapshot.
     fn finish(self: Box<Self>, facts: ItemFacts) -> io::Result<ItemDone>;
+
+    /// Gives the item up, as if it had never been begun: its order and path may be used again. For sources that find
+    /// out late that what they read is not one state, such as a file that was written to meanwhile.
+    fn discard(self: Box<Self>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// What a source knows about an item beside its bytes.
@@ -98,37 +104,50 @@ pub trait ItemSource: Sync {
 /// `%`, `/`, control characters and DEL become `%XX` of their UTF-8 bytes, and so does the first `.` of `.` and `..`;
 /// an empty name becomes `%`. Everything else stays. [`unescape_component`] is the inverse.
 pub fn escape_component(name: &str) -> String {
-    if name.is_empty() {
-        return "%".to_owned();
-    }
-    let dots = name == "." || name == "..";
-    let mut out = String::with_capacity(name.len());
-    for (at, c) in name.char_indices() {
-        if c == '%' || c == '/' || c.is_ascii_control() || (dots && at == 0) {
-            out.push_str(&format!("%{:02X}", c as u32));
-        } else {
-            out.push(c);
-        }
-    }
-    out
+    escape_name(name.as_bytes())
 }
 
 /// Returns the name that [`escape_component`] was given, or `None` if it cannot have made `component`.
 pub fn unescape_component(component: &str) -> Option<String> {
-    if component == "%" {
-        return Some(String::new());
+    String::from_utf8(unescape_name(component)?).ok()
+}
+
+/// [`escape_component`] for names that need not be text: each byte that is not part of valid UTF-8 becomes `%XX` too.
+pub fn escape_name(name: &[u8]) -> String {
+    if name.is_empty() {
+        return "%".to_owned();
     }
-    let mut out = String::with_capacity(component.len());
+    let dots = name == b"." || name == b"..";
+    let mut out = String::with_capacity(name.len());
+    let escape = |out: &mut String, byte: u8| out.push_str(&format!("%{byte:02X}"));
+    for part in name.utf8_chunks() {
+        for c in part.valid().chars() {
+            if c == '%' || c == '/' || c.is_ascii_control() || (dots && out.is_empty()) {
+                escape(&mut out, c as u8);
+            } else {
+                out.push(c);
+            }
+        }
+        part.invalid().iter().for_each(|byte| escape(&mut out, *byte));
+    }
+    out
+}
+
+/// Returns the name that [`escape_name`] was given, or `None` if it cannot have made `component`.
+pub fn unescape_name(component: &str) -> Option<Vec<u8>> {
+    if component == "%" {
+        return Some(Vec::new());
+    }
+    let mut out = Vec::with_capacity(component.len());
     let mut rest = component;
     while let Some(at) = rest.find('%') {
-        out.push_str(&rest[..at]);
-        let hex = rest.get(at + 1..at + 3)?;
-        let code = u8::from_str_radix(hex, 16).ok().filter(u8::is_ascii)?;
-        out.push(char::from(code));
+        out.extend_from_slice(&rest.as_bytes()[..at]);
+        out.push(u8::from_str_radix(rest.get(at + 1..at + 3)?, 16).ok()?);
         rest = &rest[at + 3..];
     }
-    out.push_str(rest);
-    (escape_component(&out) == component).then_some(out)
+    out.extend_from_slice(rest.as_bytes());
+    // One spelling a name: two paths never mean the same file.
+    (escape_name(&out) == component).then_some(out)
 }
 
 #[cfg(test)]
@@ -142,8 +161,12 @@ mod tests {
             assert!(!component.is_empty() && !component.contains('/') && component != "." && component != "..");
             assert_eq!(unescape_component(&component).as_deref(), Some(name), "{component:?}");
         }
-        for wrong in ["%zz", "%2", "a%", "%41", "%é"] {
-            assert_eq!(unescape_component(wrong), None, "{wrong:?} is not what escape_component writes");
+        for name in [&b"caf\xe9"[..], b"\xff", b"\xc3", b"\xc3\xa9", b"a\xed\xa0\x80b", b"\x80%\xf0\x9f\x98", b"\x00"] {
+            let component = escape_name(name);
+            assert_eq!(unescape_name(&component).as_deref(), Some(name), "{component:?}");
+        }
+        for wrong in ["%zz", "%2", "a%", "%41", "%é", "%C3%A9", "%ff", "%+4", "a%2E", "%2E%2E"] {
+            assert_eq!(unescape_name(wrong), None, "{wrong:?} is not what escape_name writes");
         }
     }
 }
