@@ -6,6 +6,7 @@
 //! Items are plaintext, never compressed, in a stable order, and nothing volatile (times, positions, tool banners) stands
 //! inside their bytes: that belongs into the facts.
 
+pub mod files;
 pub mod stdin;
 
 use std::ffi::OsStr;
