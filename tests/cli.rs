@@ -2,12 +2,17 @@
 //!
 //! Each test runs the built program in a home of its own.
 
+#[path = "cli/full.rs"]
+mod full;
 #[path = "cli/harness.rs"]
 mod harness;
 #[path = "cli/help.rs"]
 mod help;
 #[path = "cli/keys.rs"]
 mod keys;
+#[cfg(feature = "s3")]
+#[path = "cli/s3.rs"]
+mod s3;
 #[path = "cli/secrets.rs"]
 mod secrets;
 #[path = "cli/wrong.rs"]

@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use super::exit::StdoutError;
 use super::screen::Screen;
 use super::settings::{self, File, Global};
-use crate::backend::location;
+use crate::backend::limit::{Limited, Rates};
+use crate::backend::location::{self, Location};
 use crate::backend::{Backend, BackendError};
 use crate::progress::Progress;
 use crate::repo::{Places, RepoError, Repository};
@@ -30,17 +31,30 @@ impl Context {
         Ok(Self { global: global.clone(), file: settings::load_file(global)?, places: settings::places()?, progress })
     }
 
+    /// Where the repository is.
+    pub fn location(&self) -> anyhow::Result<Location> {
+        Ok(settings::repo_url(&self.global, &self.file)?.parse()?)
+    }
+
     /// The store, as an existing one.
     pub fn backend(&self) -> anyhow::Result<Arc<dyn Backend>> {
         match location::open(&settings::repo_url(&self.global, &self.file)?) {
             Err(BackendError::NoStore { location, .. }) => Err(RepoError::NoRepository { location }.into()),
-            other => Ok(other?),
+            other => Ok(self.limited(other?)),
         }
     }
 
     /// The store, made if it is a folder that does not exist.
     pub fn new_backend(&self) -> anyhow::Result<Arc<dyn Backend>> {
-        Ok(location::create(&settings::repo_url(&self.global, &self.file)?)?)
+        Ok(self.limited(location::create(&settings::repo_url(&self.global, &self.file)?)?))
+    }
+
+    fn limited(&self, backend: Arc<dyn Backend>) -> Arc<dyn Backend> {
+        let rates = self.global.rates();
+        match rates {
+            Rates { up: None, down: None } => backend,
+            rates => Arc::new(Limited::new(backend, rates, self.progress.clone())),
+        }
     }
 
     /// Opens the repository.

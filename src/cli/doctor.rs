@@ -10,6 +10,7 @@ use super::context::Context;
 use super::exit::{self, Exit};
 use super::screen::{count, size};
 use crate::backend::Backend;
+use crate::backend::probe::{Verdict, probe_location};
 use crate::repo::Repository;
 
 /// Look at everything a backup needs, and say what is wrong and what to do about it
@@ -70,7 +71,7 @@ pub fn run(context: &Context, _args: Args) -> anyhow::Result<ExitCode> {
         folder(&mut findings, check, place)?;
     }
     if let Some(backend) = findings.need("store", context.backend())? {
-        store(&findings, &*backend)?;
+        store(&mut findings, &*backend)?;
         if let Some(repo) = findings.need("repository", context.open())? {
             repository(&mut findings, &repo)?;
         }
@@ -98,13 +99,26 @@ fn folder(findings: &mut Findings<'_>, check: &str, path: &Path) -> anyhow::Resu
     }
 }
 
-fn store(findings: &Findings<'_>, backend: &dyn Backend) -> anyhow::Result<()> {
+fn store(findings: &mut Findings<'_>, backend: &dyn Backend) -> anyhow::Result<()> {
     let properties = backend.properties();
     let mut detail = format!("{} ({})", properties.location, properties.kind);
     if let (Ok(space), "local") = (rustix::fs::statvfs(&properties.location), properties.kind) {
         detail += &format!(", {} free", size(space.f_bavail * space.f_frsize));
     }
-    findings.say(Status::Ok, "store", detail)
+    findings.say(Status::Ok, "store", detail)?;
+    let probed = findings.context.location().and_then(|location| Ok(probe_location(&location)?));
+    for finding in findings.need("store", probed)?.into_iter().flat_map(|report| report.findings) {
+        let status = match finding.verdict {
+            Verdict::Ok => Status::Ok,
+            Verdict::Warn => Status::Warning,
+            Verdict::Fail => Status::Failed,
+        };
+        if status == Status::Failed {
+            findings.failed.get_or_insert(Exit::Other);
+        }
+        findings.say(status, "store", format!("{}: {}", finding.name, finding.detail))?;
+    }
+    Ok(())
 }
 
 fn repository(findings: &mut Findings<'_>, repo: &Repository) -> anyhow::Result<()> {

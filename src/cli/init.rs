@@ -5,19 +5,30 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::context::Context;
+use super::exit::{CliError, Exit};
 use super::settings;
-use crate::repo::Repository;
+use crate::backend::probe::{Verdict, probe_location};
+use crate::backend::{Backend, BackendError};
+use crate::repo::{RepoError, Repository};
 
 /// Make a new repository, in a folder or a bucket
 ///
 /// The password comes from VAULT_PASSWORD, VAULT_PASSWORD_FILE, VAULT_PASSWORD_COMMAND or --password-file, or is asked for
 /// on the terminal. Without it nobody can ever read the repository: keep it where the repository is not.
+///
+/// Before anything is made, the store is asked whether it does what a repository needs; `vault doctor` asks again.
 #[derive(clap::Args)]
-#[command(after_help = super::EXIT_CODES)]
+#[command(after_help = super::EXIT_CODES, after_long_help = examples!(
+    "vault --repo /srv/backups init"
+    "vault --repo s3://backups/databases init        # AWS_* say where and who; see docs/operations.md"
+))]
 pub struct Args {
     /// Name of the key slot, for `vault key list`
     #[arg(long, default_value = "first")]
     label: String,
+    /// Make it even if the store does not do what a repository needs
+    #[arg(long)]
+    unsafe_store: bool,
 }
 
 pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
@@ -26,11 +37,33 @@ pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
         None => settings::ask_new_password()?,
     };
     let backend = context.new_backend()?;
+    match backend.get("config", None) {
+        Ok(_) => return Err(RepoError::Exists { location: backend.properties().location }.into()),
+        Err(BackendError::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    probe(context, args.unsafe_store)?;
     let repo = Repository::init(backend, &secret, &args.label, context.now(), &context.places)?;
     let location = repo.backend.properties().location;
     if context.global.json {
         context.print(json!({ "repository": repo.config.repository, "location": location }))?;
     }
     context.say(format!("made repository {} in {location}", repo.config.repository));
+    context.say("keep its password where the repository is not: without it nobody can read the backups");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Warns of what the store does not do; refuses one that is not safe.
+fn probe(context: &Context, unsafe_store: bool) -> anyhow::Result<()> {
+    let report = probe_location(&context.location()?)?;
+    for finding in report.findings.iter().filter(|finding| finding.verdict != Verdict::Ok) {
+        context.warn(format!("{}: {}", finding.name, finding.detail));
+    }
+    // Where nothing can be stored, making the repository fails with the better error.
+    let stores = report.findings.len() > 1;
+    if report.verdict() == Verdict::Fail && stores && !unsafe_store {
+        let message = format!("{} is not safe for a repository; --unsafe-store makes it all the same", report.location);
+        return Err(CliError { exit: Exit::Other, message }.into());
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Settings: flag, environment, `vault.toml`, default, in this order.
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -7,6 +8,8 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::exit::{CliError, Exit, usage};
+use crate::backend::limit::Rates;
+use crate::progress::Cancelled;
 use crate::repo::Places;
 use crate::seal::slot::Secret;
 use crate::source::command;
@@ -39,6 +42,24 @@ pub struct Global {
     /// No progress bar
     #[arg(long, global = true)]
     pub no_progress: bool,
+    /// Send no more than this to the store a second, e.g. 10MB or 512KiB
+    #[arg(long, global = true, value_name = "RATE", value_parser = rate)]
+    pub limit_upload: Option<NonZeroU64>,
+    /// Fetch no more than this from the store a second
+    #[arg(long, global = true, value_name = "RATE", value_parser = rate)]
+    pub limit_download: Option<NonZeroU64>,
+}
+
+impl Global {
+    /// The bandwidth that may be used.
+    pub fn rates(&self) -> Rates {
+        Rates { up: self.limit_upload, down: self.limit_download }
+    }
+}
+
+fn rate(text: &str) -> Result<NonZeroU64, String> {
+    let bytes = text.trim_end_matches("/s").parse::<bytesize::ByteSize>()?;
+    NonZeroU64::new(bytes.as_u64()).ok_or_else(|| "a limit of nothing lets nothing through".to_owned())
 }
 
 /// `vault.toml`.
@@ -260,7 +281,11 @@ fn ask(prompt: &str, no_terminal: impl Fn() -> anyhow::Error) -> anyhow::Result<
         return Err(no_terminal());
     }
     // The terminal itself is asked, as standard input may be a backup's data.
-    let password = Zeroizing::new(rpassword::prompt_password(prompt).map_err(|_| no_terminal())?);
+    let password = rpassword::prompt_password(prompt).map_err(|error| match error.kind() {
+        std::io::ErrorKind::Interrupted => Cancelled.into(),
+        _ => no_terminal(),
+    });
+    let password = Zeroizing::new(password?);
     Ok(Secret::Password(Zeroizing::new(password.as_bytes().to_vec())))
 }
 

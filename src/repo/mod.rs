@@ -154,9 +154,7 @@ impl Repository {
     pub fn open(backend: Arc<dyn Backend>, secret: &Secret, places: &Places) -> Result<Self, RepoError> {
         let location = backend.properties().location;
         let raw = match backend.get("config", None) {
-            Err(BackendError::NotFound { .. } | BackendError::NoStore { .. }) => {
-                return Err(RepoError::NoRepository { location });
-            }
+            Err(BackendError::NotFound { .. }) => return Err(RepoError::NoRepository { location }),
             other => other?,
         };
         let format = |source| RepoError::Format { name: "config".to_owned(), source };

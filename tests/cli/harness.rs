@@ -1,5 +1,7 @@
 //! Runs the program.
 
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -11,7 +13,8 @@ pub const PASSWORD: &str = "correct horse battery staple";
 /// A home with nothing in it, and a place for a repository.
 pub struct Home {
     folder: tempfile::TempDir,
-    key_file: Option<String>,
+    /// What its programs find in their environment, beside what all of them find.
+    env: BTreeMap<String, String>,
 }
 
 /// What a run of the program came to.
@@ -24,13 +27,29 @@ pub struct Done {
 
 impl Home {
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().expect("a temporary folder can be made"), key_file: None }
+        let mut home =
+            Self { folder: tempfile::tempdir().expect("a temporary folder can be made"), env: BTreeMap::new() };
+        home.set("VAULT_PASSWORD", PASSWORD);
+        home.set("VAULT_REPO", home.path("repo").to_str().expect("temporary names are plain"));
+        home
+    }
+
+    /// Sets a variable for all later runs.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.env.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// From now on, a key file opens the repository.
+    pub fn use_key_file(&mut self) {
+        let path = self.key_file("key");
+        self.env.remove("VAULT_PASSWORD");
+        self.set("VAULT_KEY_FILE", &path);
     }
 
     /// A home with a repository that a key file opens.
     pub fn with_repository() -> Self {
         let mut home = Self::new();
-        home.key_file = Some(home.key_file("key"));
+        home.use_key_file();
         home.run(&["init"]).ok();
         home
     }
@@ -72,12 +91,8 @@ impl Home {
             .env("HOME", self.folder.path())
             .env("TZ", "UTC")
             .env("VAULT_HOST", "testhost")
-            .env("VAULT_REPO", self.path("repo"))
+            .envs(&self.env)
             .stdin(Stdio::null());
-        match &self.key_file {
-            Some(path) => command.env("VAULT_KEY_FILE", path),
-            None => command.env("VAULT_PASSWORD", PASSWORD),
-        };
         command
     }
 
@@ -141,4 +156,9 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
         if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
     }
     files
+}
+
+/// Names a test that cannot run here, past the capture of the test harness.
+pub fn skipped(test: &str, why: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "SKIPPED cli::{test}: {why}");
 }
