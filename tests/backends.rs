@@ -1184,7 +1184,24 @@ mod minio_only {
         }
         child.env("MINIO_ENDPOINT", &minio.endpoint).env("MINIO_ACCESS_KEY", &minio.access_key);
         let output = child.env("MINIO_SECRET_KEY", &minio.secret_key).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
+    }
+
+    #[test]
+    fn without_credentials_it_says_what_to_set() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--ignored", "--exact", "minio_only::opens_without_credentials"]).env_clear();
+        let output = child.env("HOME", "/nonexistent").env("MINIO_ENDPOINT", "127.0.0.1:1").output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
+    }
+
+    #[test]
+    #[ignore = "started by another test, with an environment of its own"]
+    fn opens_without_credentials() {
+        let error = location::open("s3://bucket/prefix").err().expect("there are no credentials");
+        assert!(matches!(error, BackendError::Denied { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("AWS_ACCESS_KEY_ID") && !text.contains('\n'), "{text}");
     }
 
     #[test]
@@ -1208,9 +1225,11 @@ fn put(store: &dyn Backend, name: &str, bytes: impl Into<Vec<u8>>) {
 
 fn list(store: &dyn Backend, prefix: &str) -> Vec<ObjectInfo> {
     let mut objects = Vec::new();
-    store
-        .list(prefix, &mut |object| Ok(objects.push(object)))
-        .unwrap_or_else(|error| panic!("list {prefix:?}: {error}"));
+    let listed = store.list(prefix, &mut |object| {
+        objects.push(object);
+        Ok(())
+    });
+    listed.unwrap_or_else(|error| panic!("list {prefix:?}: {error}"));
     objects
 }
 

@@ -500,11 +500,13 @@ struct Fake {
     endpoint: String,
 }
 
+/// Bytes and `x-amz-meta-put`.
+type Object = (Vec<u8>, Option<String>);
+
 struct State {
     plan: Box<Plan>,
     requests: Mutex<Vec<Request>>,
-    /// Bytes and `x-amz-meta-put`.
-    objects: Mutex<BTreeMap<String, (Vec<u8>, Option<String>)>>,
+    objects: Mutex<BTreeMap<String, Object>>,
     keeps_metadata: Mutex<bool>,
 }
 

@@ -41,6 +41,9 @@ pub struct Local {
     swept: AtomicBool,
     #[cfg(test)]
     refuse_links: bool,
+    /// So many fsyncs of files fail, one after the other.
+    #[cfg(test)]
+    failing_syncs: std::sync::atomic::AtomicU32,
 }
 
 impl Local {
@@ -66,6 +69,8 @@ impl Local {
             swept: AtomicBool::new(false),
             #[cfg(test)]
             refuse_links: false,
+            #[cfg(test)]
+            failing_syncs: Default::default(),
         })
     }
 
@@ -120,6 +125,10 @@ impl Local {
         };
         let mut temp = Temp { path, file };
         temp.file.write_all(bytes)?;
+        #[cfg(test)]
+        if self.failing_syncs.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            return Err(Errno::IO.into());
+        }
         temp.file.sync_all()?;
         Ok(temp)
     }
@@ -412,7 +421,12 @@ mod tests {
 
     fn names(store: &Local) -> Vec<String> {
         let mut names = Vec::new();
-        store.list("", &mut |object| Ok(names.push(object.name))).unwrap();
+        store
+            .list("", &mut |object| {
+                names.push(object.name);
+                Ok(())
+            })
+            .unwrap();
         names.sort();
         names
     }
@@ -462,6 +476,22 @@ mod tests {
         Local::open(store.root()).unwrap().put("c", Bytes::new()).unwrap();
         assert!(!left.exists(), "an old one is swept");
         assert_eq!(store.get("a", None).unwrap(), "bytes", "and its object stays");
+    }
+
+    #[test]
+    fn a_failed_fsync_is_answered_with_a_new_file_once() {
+        let (_folder, store) = store();
+        let left_over = || fs::read_dir(store.root.join(TEMP_FOLDER)).unwrap().count();
+        store.failing_syncs.store(1, Ordering::Relaxed);
+        store.put("a", Bytes::from_static(b"bytes")).unwrap();
+        assert_eq!(store.get("a", None).unwrap(), "bytes");
+        assert_eq!(left_over(), 0);
+
+        store.failing_syncs.store(2, Ordering::Relaxed);
+        let outcome = store.put("b", Bytes::from_static(b"bytes"));
+        assert!(matches!(outcome, Err(BackendError::Unreachable { .. })), "{outcome:?}");
+        assert_eq!((names(&store), left_over()), (vec!["a".to_owned()], 0), "what was not synced gets no name");
+        assert_eq!(store.failing_syncs.load(Ordering::Relaxed), 0, "both were asked for");
     }
 
     #[test]

@@ -186,15 +186,22 @@ impl S3 {
         let config = runtime.block_on(load(&options));
         let endpoint = options.endpoint.or_else(|| config.endpoint_url().map(str::to_owned));
         let provider = config.credentials_provider().expect("the loader always sets a chain");
-        let credentials = runtime.block_on(provider.provide_credentials()).map_err(|error| BackendError::Denied {
-            name: "repository".to_owned(),
-            location: location.clone(),
-            action: "open",
-            detail: format!(
-                "no credentials ({}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or MINIO_ACCESS_KEY \
-                 and MINIO_SECRET_KEY",
-                innermost(&error)
-            ),
+        let credentials = runtime.block_on(provider.provide_credentials()).map_err(|error| {
+            // The usual case is told by the hint alone; a profile that cannot be read, say, is another.
+            let why = if format!("{error:?}").starts_with("CredentialsNotLoaded") {
+                "no credentials were found".to_owned()
+            } else {
+                format!("no credentials: {}", innermost(&error))
+            };
+            BackendError::Denied {
+                name: "repository".to_owned(),
+                location: location.clone(),
+                action: "open",
+                detail: format!(
+                    "{why}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or MINIO_ACCESS_KEY and \
+                     MINIO_SECRET_KEY"
+                ),
+            }
         })?;
         let mut secrets = vec![Zeroizing::new(credentials.secret_access_key().to_owned())];
         secrets.extend(credentials.session_token().map(|token| Zeroizing::new(token.to_owned())));
@@ -280,12 +287,12 @@ impl S3 {
         &self,
         name: &str,
         range: Option<(u64, u64)>,
-    ) -> Result<GetObjectOutput, SdkError<GetObjectError, HttpResponse>> {
+    ) -> Result<GetObjectOutput, Box<SdkError<GetObjectError, HttpResponse>>> {
         let mut request = self.client.get_object().bucket(&self.bucket).key(self.key(name));
         if let Some((first, last)) = range {
             request = request.range(format!("bytes={first}-{last}"));
         }
-        self.wait(self.limited(request.customize(), 0).send())
+        self.wait(self.limited(request.customize(), 0).send()).map_err(Box::new)
     }
 
     /// Returns the object's size and the mark of the put that stored it, or `None` if there is no such object.
@@ -396,7 +403,11 @@ impl S3 {
         let Action { right, name: action, .. } = action;
         match error {
             SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => {
-                return self.unreachable(self.clean(innermost(error)));
+                let mut why = self.clean(innermost(error));
+                if why.contains("UnknownIssuer") {
+                    why += "; for a certificate authority of your own, set SSL_CERT_FILE to its PEM file";
+                }
+                return self.unreachable(why);
             }
             SdkError::ServiceError(_) => {}
             SdkError::ResponseError(_) => return self.strange(name, action, &innermost(error)),
