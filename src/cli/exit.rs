@@ -10,6 +10,7 @@ use crate::pipeline::PipelineError;
 use crate::progress::Cancelled;
 use crate::repo::RepoError;
 use crate::repo::snapshots::FindError;
+use crate::source::files::FilesError;
 use crate::source::stdin::StdinError;
 
 /// The table of the manual.
@@ -99,6 +100,9 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<CliError>() {
         return Some(error.exit);
     }
+    if let Some(error) = cause.downcast_ref::<NotCommitted>() {
+        return Some(error.exit);
+    }
     if let Some(StdoutError { source }) = cause.downcast_ref() {
         let gone = source.kind() == io::ErrorKind::BrokenPipe;
         return if gone { Some(Exit::ReaderGone) } else { of_io(source) };
@@ -125,20 +129,47 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
             StdinError::Store(error) => of_io(error),
         };
     }
-    if let Some(error) = cause.downcast_ref::<SnapshotError<StdinError>>() {
-        return of_snapshot(error);
+    if let Some(error) = cause.downcast_ref::<FilesError>() {
+        return of_files(error);
     }
     cause.downcast_ref::<io::Error>().and_then(of_io)
 }
 
-/// The code of a snapshot that was not committed, whatever its source.
-pub fn of_snapshot<E: std::error::Error + 'static>(error: &SnapshotError<E>) -> Option<Exit> {
-    match error {
-        SnapshotError::Source(error) => of_cause(error).or(Some(Exit::NotCommitted)),
-        SnapshotError::Pipeline(error) => of_pipeline(error).or(Some(Exit::NotCommitted)),
-        SnapshotError::Repo(error) => of_repo(error).or(Some(Exit::NotCommitted)),
-        SnapshotError::Overtaken { .. } => Some(Exit::NotCommitted),
-    }
+/// A snapshot that was not committed, whatever its source.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+struct NotCommitted {
+    exit: Exit,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Chooses the code of a snapshot that failed.
+pub fn not_committed<E: std::error::Error + Send + Sync + 'static>(error: SnapshotError<E>) -> anyhow::Error {
+    let exit = match &error {
+        SnapshotError::Source(error) => code_below(error),
+        SnapshotError::Pipeline(error) => of_pipeline(error),
+        SnapshotError::Repo(error) => of_repo(error),
+        SnapshotError::Overtaken { .. } => None,
+    };
+    NotCommitted { exit: exit.unwrap_or(Exit::NotCommitted), source: Box::new(error) }.into()
+}
+
+/// The code of an error or the first of its causes that has one.
+fn code_below(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(of_cause)
+}
+
+fn of_files(error: &FilesError) -> Option<Exit> {
+    Some(match error {
+        FilesError::NoPath | FilesError::SameName { .. } | FilesError::Pattern(_) => Exit::Usage,
+        FilesError::NothingMatches { .. } => Exit::Usage,
+        FilesError::Unsafe { .. } => Exit::Damaged,
+        FilesError::NoSpace { .. } => Exit::NoSpace,
+        FilesError::Cancelled(_) => Exit::Interrupted,
+        error if error.is_of_target() => Exit::Target,
+        // The cause has the better code.
+        _ => return None,
+    })
 }
 
 fn of_repo(error: &RepoError) -> Option<Exit> {

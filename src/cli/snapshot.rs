@@ -1,6 +1,8 @@
 //! `vault snapshot`.
 
-use std::ffi::OsString;
+mod files;
+mod stdin;
+
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -8,16 +10,23 @@ use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
 use super::context::{Context, cores};
-use super::exit::usage;
+use super::exit;
 use super::screen::{count, size};
 use crate::ops::snapshot::{SnapshotOptions, snapshot};
 use crate::pipeline::snapshot::WriteOptions;
 use crate::repo::snapshots::Snapshot;
-use crate::source::stdin;
+use crate::source::{ItemSink, ItemSource, SourceFacts};
 
 /// Take a snapshot of a source; prints its backup ID
+///
+/// What is stored already is not stored again, whichever host, source or snapshot it came from. The snapshot exists once its
+/// ID is printed; if anything fails before, there is none, and what was stored until then is used by the next run.
 #[derive(clap::Args)]
-#[command(after_help = super::EXIT_CODES)]
+#[command(after_help = super::EXIT_CODES, after_long_help = examples!(
+    "vault snapshot files /srv/app --exclude '*.tmp'"
+    "vault snapshot stdin --name orders -- pg_dump orders"
+    "id=$(vault snapshot stdin --name orders -q -- pg_dump orders) && vault restore $id --validate-only"
+))]
 pub struct Args {
     #[command(subcommand)]
     source: Source,
@@ -31,55 +40,45 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Source {
-    /// One stream: standard input, or the output of a command that vault runs
-    ///
-    /// With a command, any exit code but 0, any signal and an empty output mean that no snapshot is committed. A shell
-    /// pipe hides all three: prefer `vault snapshot stdin --name NAME -- CMD ARGS…`.
-    Stdin(StdinArgs),
-}
-
-#[derive(clap::Args)]
-struct StdinArgs {
-    /// What to call the stream
-    #[arg(long)]
-    name: String,
-    /// The command to run, and its arguments
-    #[arg(last = true, value_name = "CMD")]
-    command: Vec<OsString>,
+    Files(files::Args),
+    Stdin(stdin::Args),
 }
 
 pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
     let done = match &args.source {
-        Source::Stdin(stdin) => run_stdin(context, &args, stdin)?,
+        Source::Files(files) => files::run(context, &args, files)?,
+        Source::Stdin(stdin) => stdin::run(context, &args, stdin)?,
     };
     report(context, &done)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_stdin(context: &Context, args: &Args, stdin: &StdinArgs) -> anyhow::Result<Snapshot> {
-    if stdin.name.is_empty() {
-        return Err(usage("--name must not be empty"));
-    }
-    let repo = context.open()?;
-    let options = options(context, args, "stdin", &stdin.name, Map::new());
-    let _screen = context.screen();
-    let progress = &context.progress;
-    Ok(snapshot(&repo, options, progress, |sink, _| match &stdin.command[..] {
-        [] => stdin::snapshot_reader(std::io::stdin(), &stdin.name, sink, progress),
-        command => stdin::snapshot_command(command, &stdin.name, sink, progress),
-    })?)
+/// What the snapshot is called, and which of the run's options decide what is in it.
+struct What {
+    source: &'static str,
+    name: String,
+    options: Map<String, Value>,
 }
 
-fn options(context: &Context, args: &Args, source: &str, name: &str, options: Map<String, Value>) -> SnapshotOptions {
-    SnapshotOptions {
-        source: source.to_owned(),
-        name: name.to_owned(),
+/// Takes a snapshot of what `take` pushes, with progress on the screen.
+fn take<E: std::error::Error + Send + Sync + 'static>(
+    context: &Context,
+    args: &Args,
+    what: What,
+    take: impl FnOnce(&dyn ItemSink, Option<&dyn ItemSource>) -> Result<SourceFacts, E>,
+) -> anyhow::Result<Snapshot> {
+    let repo = context.open()?;
+    let options = SnapshotOptions {
+        source: what.source.to_owned(),
+        name: what.name,
         host: context.host(),
         tags: args.tag.clone(),
-        options,
+        options: what.options,
         write: WriteOptions { sealers: cores(), level: args.compression },
         time: context.now(),
-    }
+    };
+    let _screen = context.screen();
+    snapshot(&repo, options, &context.progress, take).map_err(exit::not_committed)
 }
 
 /// The object that scripts rely on.

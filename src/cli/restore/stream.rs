@@ -1,0 +1,27 @@
+//! `vault restore` of a stream.
+
+use std::io::{self, Write};
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use super::{Outcome, Run, files};
+use crate::cli::exit::usage;
+use crate::cli::screen::size;
+use crate::source::ItemSource;
+
+pub fn run(run: &Run<'_>) -> anyhow::Result<Outcome> {
+    if run.args.target.is_some() {
+        return files::run(run);
+    }
+    if !run.args.stdout {
+        return Err(usage("say where to: --stdout, or --target DIR for a file of that name"));
+    }
+    let bytes = run.snapshot.manifest.bytes;
+    run.context.progress.add_bytes_total(bytes);
+    let mut out = io::stdout().lock();
+    run.items.each_item(&mut |item| run.items.read_item(&item, &mut out))?;
+    out.flush().context("standard output")?;
+    let text = format!("restored {}, verified,", size(bytes));
+    Ok(Outcome { text, fields: json!({ "bytes": bytes }), warnings: Vec::new() })
+}
