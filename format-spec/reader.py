@@ -455,7 +455,7 @@ def check(repo):
     return {str(fault): fault.code for fault in repo.faults}
 
 def run(args):
-    read = lambda name: open(name, "rb").read(65536)
+    read = lambda name: need(os.path.isfile(name), f"{name}: no such file", "usage") or open(name, "rb").read(65536)
     file = args.password_file or "VAULT_PASSWORD" not in os.environ and os.environ.get("VAULT_PASSWORD_FILE")
     password = read(file) if file else os.environb.get(b"VAULT_PASSWORD")
     password = password and re.sub(rb"\r?\n\Z", b"", password)
