@@ -29,6 +29,12 @@ pub struct Lease {
     pub boot_id: String,
     /// 16 random bytes as hex, so that two leases never share a name.
     pub nonce: String,
+    /// In a renewed lease: when the store took in the first one of this run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<Timestamp>,
+    /// Whether a prune holds it: it keeps other prunes away and no packs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub prune: bool,
 }
 
 /// Word of a key holder that these backups were dropped on purpose.

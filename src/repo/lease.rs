@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::backend::BackendError;
 use crate::format::records::{Lease, Mark, decode_record, encode_record};
 use crate::id::ObjectId;
-use crate::repo::{RepoError, Repository, object_name, random};
+use crate::repo::{RepoError, Repository, Saved, object_name, random};
 use crate::seal::keys::Kind;
 
 /// How long a lease holds after the store took it in.
@@ -19,18 +19,40 @@ pub const LEASE_HOLDS: SignedDuration = SignedDuration::from_hours(3);
 /// When a running backup puts a new one.
 pub const LEASE_RENEW: Duration = Duration::from_secs(3600);
 
-/// The lease of a running backup. Deleted when dropped.
+/// The lease of a running backup or prune. Deleted when dropped.
 pub struct HeldLease<'r> {
     repo: &'r Repository,
     host: String,
+    prune: bool,
+    began: Timestamp,
     current: Mutex<(ObjectId, std::time::Duration)>,
 }
 
 impl<'r> HeldLease<'r> {
     /// Puts a lease. Read the marks after it, the index after them.
     pub fn take(repo: &'r Repository, host: &str) -> Result<Self, RepoError> {
-        let id = put_lease(repo, host)?;
-        Ok(Self { repo, host: host.to_owned(), current: Mutex::new((id, since_boot())) })
+        Self::put(repo, host, false)
+    }
+
+    /// Puts the lease of a prune: it keeps no packs, and other prunes keep away while it holds.
+    pub fn take_for_prune(repo: &'r Repository, host: &str) -> Result<Self, RepoError> {
+        Self::put(repo, host, true)
+    }
+
+    fn put(repo: &'r Repository, host: &str, prune: bool) -> Result<Self, RepoError> {
+        let saved = put_lease(repo, host, prune, None)?;
+        let current = Mutex::new((saved.id, since_boot()));
+        Ok(Self { repo, host: host.to_owned(), prune, began: saved.receipt.store_time, current })
+    }
+
+    /// The store's time when it took the first lease in.
+    pub fn began(&self) -> Timestamp {
+        self.began
+    }
+
+    /// The object that stands for it now.
+    pub fn id(&self) -> ObjectId {
+        self.current.lock().expect("no code panics while it holds this lock").0
     }
 
     /// Puts a new lease if this one is older than [`LEASE_RENEW`]. Returns false if it had run out meanwhile: whoever held
@@ -43,7 +65,7 @@ impl<'r> HeldLease<'r> {
             return Ok(true);
         }
         let old = current.0;
-        *current = (put_lease(self.repo, &self.host)?, since_boot());
+        *current = (put_lease(self.repo, &self.host, self.prune, Some(self.began))?.id, since_boot());
         // The margin covers a clock of the store that runs faster than ours.
         let held = age + LEASE_RENEW / 2 < Duration::try_from(LEASE_HOLDS).expect("hours fit");
         let _ = self.repo.backend.delete(&object_name(Kind::Lease, &old));
@@ -61,7 +83,7 @@ impl Drop for HeldLease<'_> {
     }
 }
 
-fn put_lease(repo: &Repository, host: &str) -> Result<ObjectId, RepoError> {
+fn put_lease(repo: &Repository, host: &str, prune: bool, began: Option<Timestamp>) -> Result<Saved, RepoError> {
     let pid = std::process::id();
     let lease = Lease {
         time: Timestamp::now(),
@@ -71,8 +93,10 @@ fn put_lease(repo: &Repository, host: &str) -> Result<ObjectId, RepoError> {
         pid_start: process_start(pid).unwrap_or(0),
         boot_id: boot_id(),
         nonce: data_encoding::HEXLOWER.encode(&random::<16>()?),
+        began,
+        prune,
     };
-    Ok(repo.save(Kind::Lease, &encode_record(&lease))?.id)
+    repo.save(Kind::Lease, &encode_record(&lease))
 }
 
 /// Time since boot, time asleep included.
@@ -106,6 +130,21 @@ pub struct ListedLease {
     pub lease: Lease,
 }
 
+impl ListedLease {
+    /// The store's time when the run that holds it began: a renewed lease still stands for what was read at the start.
+    pub fn began(&self) -> Timestamp {
+        self.lease.began.map_or(self.stored, |began| began.min(self.stored))
+    }
+
+    /// Whether it holds, by the store's clock: it has not run out, and is not of a process of this host that is gone.
+    pub fn holds(&self, repo: &Repository, now: Timestamp) -> bool {
+        let (lease, boot) = (&self.lease, boot_id());
+        let here = lease.host_id == repo.host_id && !boot.is_empty();
+        let gone = here && (lease.boot_id != boot || process_start(lease.pid) != Some(lease.pid_start));
+        !gone && now.duration_since(self.stored) < LEASE_HOLDS
+    }
+}
+
 impl Repository {
     /// Packs that some mark names: nothing new may rest on them.
     pub fn marked_packs(&self) -> Result<HashSet<ObjectId>, RepoError> {
@@ -122,13 +161,8 @@ impl Repository {
     /// Returned second: those that do not hold, to be removed.
     pub fn leases(&self, now: Timestamp) -> Result<(Vec<ListedLease>, Vec<ListedLease>), RepoError> {
         let all = self.records::<Lease>("lease", Kind::Lease)?;
-        let (boot, own) = (boot_id(), self.host_id);
-        Ok(all.into_iter().map(|(id, stored, lease)| ListedLease { id, stored, lease }).partition(|listed| {
-            let lease = &listed.lease;
-            let here = lease.host_id == own && !boot.is_empty();
-            let gone = here && (lease.boot_id != boot || process_start(lease.pid) != Some(lease.pid_start));
-            !gone && now.duration_since(listed.stored) < LEASE_HOLDS
-        }))
+        let listed = all.into_iter().map(|(id, stored, lease)| ListedLease { id, stored, lease });
+        Ok(listed.partition(|listed| listed.holds(self, now)))
     }
 
     fn records<T: serde::de::DeserializeOwned>(
@@ -136,13 +170,24 @@ impl Repository {
         what: &'static str,
         kind: Kind,
     ) -> Result<Vec<(ObjectId, Timestamp, T)>, RepoError> {
+        let each = |(id, stored, record): (_, _, Result<T, RepoError>)| Ok((id, stored, record?));
+        self.records_and_damage(what, kind)?.into_iter().map(each).collect()
+    }
+
+    /// All records of a kind with their ids and when the store took them in; those that cannot be read as errors.
+    pub fn records_and_damage<T: serde::de::DeserializeOwned>(
+        &self,
+        what: &'static str,
+        kind: Kind,
+    ) -> Result<Vec<(ObjectId, Timestamp, Result<T, RepoError>)>, RepoError> {
         let mut out = Vec::new();
         for (id, info) in self.list(kind)? {
-            let text = match self.load(kind, &id) {
+            let record = match self.load(kind, &id) {
                 Err(RepoError::Backend(BackendError::NotFound { .. })) => continue,
-                other => other?,
+                Err(error @ RepoError::Damaged { .. }) => Err(error),
+                Err(error) => return Err(error),
+                Ok(text) => decode_record(what, &text).map_err(|source| RepoError::Format { name: info.name, source }),
             };
-            let record = decode_record(what, &text).map_err(|source| RepoError::Format { name: info.name, source })?;
             out.push((id, info.modified, record));
         }
         Ok(out)
