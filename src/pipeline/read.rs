@@ -61,30 +61,32 @@ impl Reader {
         if stream.depth > STREAM_DEPTH_MAX {
             return Err(stream_error("its chunk list is too deep"));
         }
-        self.walk_entries(stream.depth, &stream.entries, each)
+        // List chunks are cut by content, so an entry may lie across two of them, at every depth.
+        let mut carried = vec![Vec::new(); stream.depth as usize];
+        for entry in &stream.entries {
+            self.walk_entry(&mut carried, *entry, each)?;
+        }
+        if carried.iter().all(Vec::is_empty) {
+            Ok(())
+        } else {
+            Err(stream_error("its chunk list ends within an entry"))
+        }
     }
 
-    fn walk_entries(
+    fn walk_entry(
         &self,
-        depth: u32,
-        entries: &[ChunkEntry],
+        carried: &mut [Vec<u8>],
+        entry: ChunkEntry,
         each: &mut dyn FnMut(u32, ChunkEntry) -> Result<(), PipelineError>,
     ) -> Result<(), PipelineError> {
-        // List chunks are cut by content, so an entry may lie across two of them.
-        let mut carried = Vec::new();
-        for entry in entries {
-            each(depth, *entry)?;
-            if depth == 0 {
-                continue;
-            }
-            let (bytes, range) = self.chunk(BlobKind::Meta, entry)?;
-            carried.extend_from_slice(&bytes[range]);
-            let whole = carried.len() - carried.len() % CHUNK_ENTRY_BYTES;
-            let listed = decode_entries(&carried[..whole]).map_err(|error| stream_error(&error.to_string()))?;
-            self.walk_entries(depth - 1, &listed, each)?;
-            carried.drain(..whole);
-        }
-        if carried.is_empty() { Ok(()) } else { Err(stream_error("its chunk list ends within an entry")) }
+        each(carried.len() as u32, entry)?;
+        let Some((rest, deeper)) = carried.split_last_mut() else { return Ok(()) };
+        let (bytes, range) = self.chunk(BlobKind::Meta, &entry)?;
+        rest.extend_from_slice(&bytes[range]);
+        let whole = rest.len() - rest.len() % CHUNK_ENTRY_BYTES;
+        let listed = decode_entries(&rest[..whole]).map_err(|error| stream_error(&error.to_string()))?;
+        rest.drain(..whole);
+        listed.into_iter().try_for_each(|entry| self.walk_entry(deeper, entry, each))
     }
 
     /// Calls `out` with the plaintext of a stream, piece by piece, in order.
@@ -190,8 +192,8 @@ impl Reader {
         Ok(found)
     }
 
-    /// The plaintext of one chunk.
-    fn chunk(&self, kind: BlobKind, entry: &ChunkEntry) -> Result<Bytes, PipelineError> {
+    /// The plaintext of one chunk: a range of its blob's.
+    pub(crate) fn chunk(&self, kind: BlobKind, entry: &ChunkEntry) -> Result<Bytes, PipelineError> {
         let Location { blob, position } = self.locate(entry, kind)?;
         let part = Part { blob, positions: position..position + 1 };
         let mut bytes = self.open_window(&mut Opener::default(), vec![part])?;
@@ -279,7 +281,7 @@ impl Reader {
     }
 
     /// Opens a blob, after its bases. `depth` counts how many blobs wait for this one.
-    fn open(
+    pub(crate) fn open(
         &self,
         opener: &mut Opener,
         blob: &BlobRow,
