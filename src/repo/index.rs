@@ -463,10 +463,15 @@ impl Repository {
         }
         let missing: Vec<_> = listed.iter().filter(|id| !known.contains_key(id)).collect();
         progress.add_items_total(missing.len() as u64);
+        let mut unreadable = Vec::new();
         for id in missing {
             let index = match self.load_index_object(id) {
                 // Replaced since the listing: what replaced it is found by the next load.
                 Err(RepoError::Backend(crate::backend::BackendError::NotFound { .. })) => continue,
+                Err(error @ (RepoError::Damaged { .. } | RepoError::Format { .. })) => {
+                    unreadable.push((*id, error));
+                    continue;
+                }
                 other => other?,
             };
             self.index.lock().add_object(id, &index, &self.keys)?;
@@ -474,6 +479,10 @@ impl Repository {
             progress.add_items(1);
         }
         let superseded: HashSet<_> = supersedes.values().flatten().collect();
+        // A damaged one that was replaced (`vault repair index`) is nobody's loss.
+        if let Some((_, error)) = unreadable.into_iter().find(|(id, _)| !superseded.contains(id)) {
+            return Err(error.into());
+        }
         if superseded.iter().any(|id| supersedes.contains_key(id)) {
             let known = self.index.lock().objects()?;
             for (_, (number, _)) in known.iter().filter(|(id, _)| superseded.contains(id)) {
