@@ -50,6 +50,8 @@ pub const PACK_CHUNKS_MAX: usize = 32 << 10;
 
 /// An index object is written when this many chunks wait for one.
 pub const INDEX_CHUNKS_MAX: usize = 48 << 10;
+/// Plaintext of an index object that prune or repair writes, before one more pack goes into the next.
+pub const INDEX_BYTES_TARGET: usize = 4 << 20;
 
 /// Entries of a chunk list that stand in the item line (or manifest) itself; longer lists become list chunks.
 pub const LIST_INLINE_ENTRIES: usize = 16;

@@ -1,0 +1,324 @@
+//! What check finds, whom it names, and what it does not call damage.
+
+mod lab;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lab::*;
+use vault::backend::Backend;
+use vault::backend::fault::{Failure, Fault, Faults, Rule};
+use vault::backend::recording::{CallKind, CallState, Recording};
+use vault::format::records::{Mark, encode_record};
+use vault::id::ObjectId;
+use vault::ops::check::{CheckOptions, FindingKind, ReadData, Status, check};
+use vault::ops::forget::{ForgetOptions, forget};
+use vault::progress::Progress;
+use vault::repo::{Repository, pack_name};
+use vault::seal::keys::Kind;
+
+const MB: usize = 1 << 20;
+
+fn run(repo: &Arc<Repository>, read_data: ReadData) -> vault::ops::check::CheckReport {
+    check(repo, &check_options(read_data), &Progress::default()).unwrap()
+}
+
+/// Two backups that share one item; each in packs of its own.
+fn two_backups(lab: &Lab) -> [(ObjectId, Items); 2] {
+    let repo = lab.open("a");
+    let one = items(&[("both", noise(1, MB)), ("only one", noise(2, 3 * MB))]);
+    let two = items(&[("both", noise(1, MB)), ("only two", noise(3, 3 * MB))]);
+    [(backup_ago(&repo, "n", &one, 2).id, one), (backup_ago(&repo, "n", &two, 1).id, two)]
+}
+
+fn packs(lab: &Lab) -> Vec<String> {
+    let mut packs = Vec::new();
+    lab.store
+        .list("packs/", &mut |info| {
+            packs.push((info.modified, info.name));
+            Ok(())
+        })
+        .unwrap();
+    packs.sort();
+    packs.into_iter().map(|(_, name)| name).collect()
+}
+
+fn change(lab: &Lab, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = lab.store.get(name, None).unwrap().to_vec();
+    change(&mut bytes);
+    lab.store.overwrite(name, bytes);
+}
+
+#[test]
+fn a_whole_repository_is_clean_and_every_byte_is_read() {
+    let lab = Lab::new();
+    let made = two_backups(&lab);
+    let repo = lab.open("b");
+    let report = run(&repo, ReadData::All);
+    assert_eq!(report.status, Status::Clean, "{:#?}", report.findings);
+    assert_eq!((report.backups, report.items, report.packs, report.packs_read), (2, 4, 2, 2));
+    let stored: u64 = packs(&lab).iter().map(|name| lab.store.get(name, None).unwrap().len() as u64).sum();
+    assert_eq!((report.packs_bytes, report.packs_read_bytes), (stored, stored));
+    assert!(report.bytes_verified >= 7 * MB as u64);
+    assert_eq!(report.garbage, Default::default());
+    assert_eq!(run(&repo, ReadData::None).packs_read, 0);
+    assert_whole(&lab, &made.each_ref().map(|(id, items)| (*id, items)));
+}
+
+#[test]
+fn an_empty_repository_is_clean() {
+    let lab = Lab::new();
+    assert_eq!(run(&lab.open("a"), ReadData::All).status, Status::Clean);
+}
+
+#[test]
+fn a_flipped_bit_in_a_pack_is_found_and_names_the_backups_and_items_it_hits() {
+    let lab = Lab::new();
+    let [(one, _), (two, two_items)] = two_backups(&lab);
+    let first = packs(&lab).remove(0);
+    // The first blob of the first pack holds the item that both share.
+    change(&lab, &first, |bytes| bytes[1000] ^= 4);
+    let repo = lab.open("b");
+    assert_eq!(run(&repo, ReadData::None).status, Status::Clean, "its size is right");
+    let report = run(&repo, ReadData::All);
+    assert_eq!(report.status, Status::Damaged);
+    let finding = &report.findings[0];
+    assert_eq!((finding.kind, &finding.object), (FindingKind::Pack, &first));
+    let hit: BTreeSet<_> = finding.backups.iter().copied().collect();
+    assert!(hit.contains(&one), "{finding:?}");
+    assert!(finding.items.contains(&"both".to_owned()), "{finding:?}");
+    assert!(!finding.items.contains(&"only two".to_owned()), "{finding:?}");
+    // What it names is the truth: what it does not name comes back.
+    assert_eq!(hit.contains(&two), restore(&repo, &two).is_err());
+    let whole = lab.open("c");
+    let manifest = whole.snapshot(&two).unwrap().manifest;
+    let reader = vault::pipeline::read::Reader::new(whole.clone(), 1, Progress::default());
+    reader
+        .each_item(&manifest, &mut |item| {
+            if item.path == "only two" {
+                let mut bytes = Vec::new();
+                reader.read_item(&item, &mut |piece| {
+                    bytes.extend_from_slice(piece);
+                    Ok(())
+                })?;
+                assert!(bytes == two_items["only two"]);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_missing_or_shortened_pack_is_found_without_reading_data() {
+    for (kind, harm) in [
+        (
+            FindingKind::MissingPack,
+            Box::new(|lab: &Lab, name: &str| assert!(lab.store.delete(name).unwrap())) as Box<dyn Fn(&Lab, &str)>,
+        ),
+        (FindingKind::PackSize, Box::new(|lab, name| change(lab, name, |bytes| bytes.truncate(bytes.len() - 1)))),
+        (FindingKind::PackSize, Box::new(|lab, name| change(lab, name, |bytes| bytes.push(0)))),
+        (FindingKind::PackSize, Box::new(|lab, name| change(lab, name, Vec::clear))),
+    ] {
+        let lab = Lab::new();
+        let [(one, _), (two, two_items)] = two_backups(&lab);
+        let second = packs(&lab).remove(1);
+        harm(&lab, &second);
+        let repo = lab.open("b");
+        let report = run(&repo, ReadData::None);
+        let finding = report.findings.iter().find(|finding| finding.kind == kind).expect("the pack");
+        assert_eq!(finding.object, second);
+        assert_eq!(finding.backups, [two], "backup {one} has nothing in it: {finding:?}");
+        assert!(finding.items.is_empty() || finding.items == ["only two"], "{finding:?}");
+        assert!(restore(&repo, &one).is_ok());
+        match restore(&repo, &two) {
+            Ok(restored) => assert!(restored == two_items, "appended bytes harm nobody"),
+            Err(_) => assert_ne!(kind, FindingKind::Sums),
+        }
+    }
+}
+
+#[test]
+fn a_damaged_pack_whose_chunks_lie_elsewhere_too_hits_nobody() {
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    let data = items(&[("i", noise(1, 2 * MB))]);
+    let first = backup_ago(&repo, "n", &data, 2);
+    let mark =
+        Mark { time: Timestamp::now(), host: "x".into(), packs: repo.index.packs().unwrap().into_keys().collect() };
+    let mark = repo.save(Kind::Mark, &encode_record(&mark)).unwrap();
+    backup_ago(&repo, "n", &data, 1);
+    lab.store.delete(&format!("marks/{}", mark.id)).unwrap();
+    change(&lab, &packs(&lab)[0], |bytes| bytes[1000] ^= 1);
+    let repo = lab.open("b");
+    let report = run(&repo, ReadData::All);
+    assert_eq!(report.findings.len(), 1);
+    assert!(report.findings[0].backups.is_empty(), "{:?}", report.findings);
+    assert!(restore(&repo, &first.id).unwrap() == data, "and so it is: the other copy serves");
+}
+
+#[test]
+fn a_missing_index_object_names_the_backups_whose_chunks_nobody_knows() {
+    let lab = Lab::new();
+    let [_, (two, _)] = two_backups(&lab);
+    let mut index = Vec::new();
+    lab.store
+        .list("index/", &mut |info| {
+            index.push((info.modified, info.name));
+            Ok(())
+        })
+        .unwrap();
+    index.sort();
+    lab.store.delete(&index[1].1).unwrap();
+    let report = run(&lab.open("b"), ReadData::None);
+    let finding = report.findings.iter().find(|finding| finding.kind == FindingKind::MissingChunks).expect("chunks");
+    assert_eq!(finding.backups, [two]);
+    assert_eq!(report.garbage.packs_unlisted, 1);
+}
+
+#[test]
+fn every_flipped_bit_of_every_small_object_is_found() {
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    for n in 0..2 {
+        backup(&repo, "n", &items(&[("i", noise(n, 3000))]));
+    }
+    let dropped = backup(&repo, "n", &items(&[("i", noise(9, 3000))]));
+    let options =
+        ForgetOptions { words: vec![dropped.id.hex()], host: "h".into(), now: Timestamp::now(), dry_run: false };
+    forget(&repo, &options).unwrap();
+    let mark = Mark { time: Timestamp::now(), host: "x".into(), packs: vec![] };
+    repo.save(Kind::Mark, &encode_record(&mark)).unwrap();
+    put_lease(&repo, foreign);
+    let repo = lab.open("b");
+    let clean = run(&repo, ReadData::None);
+    assert_eq!(clean.status, Status::Clean, "{:#?}", clean.findings);
+    for folder in ["config", "index/", "snapshots/", "removals/", "marks/", "leases/"] {
+        let name = lab.names(folder).remove(0);
+        let bytes = lab.store.get(&name, None).unwrap();
+        // Every bit of the first and last bytes, one bit of each byte between.
+        for at in 0..bytes.len() {
+            let bits = if at < 64 || at + 64 > bytes.len() { 0..8 } else { at % 8..at % 8 + 1 };
+            for bit in bits {
+                let mut flipped = bytes.to_vec();
+                flipped[at] ^= 1 << bit;
+                lab.store.overwrite(&name, flipped);
+                let report = run(&repo, ReadData::None);
+                assert!(report.findings.iter().any(|finding| finding.object == name), "{name}: bit {bit} of byte {at}");
+            }
+        }
+        lab.store.overwrite(&name, bytes);
+        assert_eq!(run(&repo, ReadData::None).status, Status::Clean);
+    }
+}
+
+#[test]
+fn parts_are_disjoint_and_together_everything() {
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    for n in 0..20 {
+        backup(&repo, "n", &items(&[("i", noise(n, 20_000))]));
+    }
+    let of = 3;
+    let mut seen = BTreeSet::new();
+    for part in 1..=of {
+        let recorded = Arc::new(Recording::new(lab.store.clone()));
+        let repo = lab.open_on(&format!("part {part}"), recorded.clone());
+        recorded.take();
+        let report = run(&repo, ReadData::Part { part, of });
+        let whole: BTreeSet<String> = recorded
+            .calls()
+            .into_iter()
+            .filter(|call| call.kind == CallKind::Get && call.name.starts_with("packs/") && call.range.is_none())
+            .map(|call| call.name)
+            .collect();
+        assert_eq!(whole.len(), report.packs_read);
+        assert!(report.packs_read > 0);
+        for name in whole {
+            assert!(seen.insert(name), "in two parts");
+        }
+    }
+    assert_eq!(seen.len(), packs(&lab).len());
+}
+
+#[test]
+fn shares_and_times_go_on_with_what_was_verified_longest_ago() {
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    for n in 0..10 {
+        backup(&repo, "n", &items(&[("i", noise(n, 50_000))]));
+    }
+    let at = |hour: i64, read_data, max_duration| {
+        let now = Timestamp::from_second(1_800_000_000 + hour * 3600).unwrap();
+        check(&repo, &CheckOptions { read_data, max_duration, threads: 1, now }, &Progress::default()).unwrap()
+    };
+    let verified = || -> BTreeSet<i64> {
+        let all = packs(&lab);
+        all.iter().filter_map(|name| repo.index.verified(&vault::repo::id_of_name(name).unwrap())).collect()
+    };
+    assert_eq!(at(0, ReadData::Share(0.25), None).packs_read, 3, "of ten packs of about the same size");
+    let one = lab.store.get(&packs(&lab)[0], None).unwrap().len() as u64;
+    assert_eq!(at(1, ReadData::Bytes(one * 7 / 2), None).packs_read, 4);
+    assert_eq!(verified().len(), 2);
+    assert_eq!(at(2, ReadData::Share(0.25), None).packs_read, 3);
+    let all = packs(&lab);
+    assert!(
+        all.iter().all(|name| repo.index.verified(&vault::repo::id_of_name(name).unwrap()).is_some()),
+        "three runs have covered everything"
+    );
+    assert_eq!(at(3, ReadData::All, Some(Duration::ZERO)).packs_read, 0, "no time, no packs");
+    assert_eq!(at(3, ReadData::All, Some(Duration::from_secs(600))).packs_read, 10);
+    assert_eq!(verified().len(), 1, "all at the same time");
+    change(&lab, &all[0], |bytes| bytes[50] ^= 1);
+    assert_eq!(at(4, ReadData::All, None).status, Status::Damaged);
+    assert_eq!(verified().len(), 2, "a damaged pack is not remembered as verified");
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_an_error_and_never_clean() {
+    let lab = Lab::new();
+    two_backups(&lab);
+    let recorded = Arc::new(Recording::new(lab.store.clone()));
+    let repo = lab.open_on("a", recorded.clone());
+    recorded.take();
+    run(&repo, ReadData::All);
+    let calls = recorded.calls().len();
+    assert!(calls > 10);
+    for n in 1..=calls {
+        let faults = Arc::new(Recording::new(Faults::new(lab.store.clone(), [])));
+        let repo = lab.open_on("b", faults.clone());
+        faults.take();
+        faults.inner().add(Rule::new(None, Fault::FailBefore(Failure::Unreachable)).at(n));
+        let result = check(&repo, &check_options(ReadData::All), &Progress::default());
+        let failed = faults.calls().iter().any(|call| call.state == CallState::Failed);
+        assert!(failed || n > calls - 5, "a host with its caches warm asks a little less, not much");
+        assert_eq!(result.is_err(), failed, "call {n} failed: {result:?}");
+    }
+}
+
+#[test]
+fn the_local_copies_are_not_believed() {
+    let lab = Lab::new();
+    let [(one, _), _] = two_backups(&lab);
+    let repo = lab.open("a");
+    assert_eq!(run(&repo, ReadData::None).status, Status::Clean);
+    change(&lab, &format!("snapshots/{one}"), |bytes| bytes[70] ^= 1);
+    let report = run(&repo, ReadData::None);
+    assert_eq!(report.findings[0].kind, FindingKind::Manifest);
+    assert_eq!(report.findings[0].backups, [one]);
+}
+
+#[test]
+fn garbage_is_counted_and_is_no_damage() {
+    let lab = Lab::new();
+    let [(one, _), _] = two_backups(&lab);
+    let repo = lab.open("a");
+    let options = ForgetOptions { words: vec![one.hex()], host: "h".into(), now: Timestamp::now(), dry_run: false };
+    forget(&repo, &options).unwrap();
+    let report = run(&repo, ReadData::All);
+    assert_eq!(report.status, Status::Clean);
+    assert!(report.garbage.dead_bytes > 2 * MB as u64, "{:?}", report.garbage);
+    let pack: ObjectId = vault::repo::id_of_name(&packs(&lab)[0]).unwrap();
+    assert!(lab.names("packs/").contains(&pack_name(&pack)));
+}
