@@ -419,14 +419,15 @@ def save(path, parts):
 def restore(repo, manifest, wanted, out):
     items = [item for item in walk_items(manifest, repo.read_chunk) if wanted in (None, item["path"])]
     need(items, f"backup {manifest['id']} has no item {wanted}", "id")
-    folders = {item["path"][:slash.start()] for item in items for slash in re.finditer("/", item["path"])}
     for item in items:
         path, parts = os.path.join(out or "", item["path"]), walk_item(item, repo.read_chunk)
         if wanted:
             save(out, parts) if out else collections.deque(map(sys.stdout.buffer.write, parts), 0)
-        elif item["bytes"] or item["path"] not in folders:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            save(path, parts)
+        elif item["kind"] in ("symlink", "hardlink", "missing"):
+            print(f"left out: {item['kind']} {path} {item.get('meta')}", file=sys.stderr)
+        else:
+            os.makedirs(path if item["kind"] == "folder" else os.path.dirname(path), exist_ok=True)
+            item["kind"] == "folder" or save(path, parts)
 
 def check(repo):
     """Reads every byte of the repository; what is wrong with it is in `repo.faults` then."""

@@ -161,6 +161,43 @@ fn without_an_index_the_reader_reads_the_packs() {
 }
 
 #[test]
+fn files_and_folders_come_back() {
+    let Some(reader) = reader("files_and_folders_come_back") else { return };
+    let home = Home::with_repository();
+    let big = noise("a file", 3_000_000);
+    let files: [(&str, &str, &[u8]); 6] = [
+        ("big", "big", &big),
+        ("empty", "empty", b""),
+        ("a/b/c", "a/b/c", b"deep"),
+        ("a/Größe ☂", "a/Größe ☂", b"not ASCII"),
+        ("a/100%", "a/100%25", b"escaped"),
+        ("new\nline", "new%0Aline", b"escaped too"),
+    ];
+    for (name, _, data) in &files {
+        home.file(&format!("tree/{name}"), data);
+    }
+    std::fs::create_dir(home.path("tree/nothing in it")).expect("the home is ours");
+    std::os::unix::fs::symlink("big", home.path("tree/link")).expect("the home is ours");
+    let tree = home.path("tree").to_str().expect("UTF-8").to_owned();
+    let ids = [(); 2].map(|()| home.run(&["snapshot", "files", &tree, "-q"]).ok().trim_end().to_owned());
+    for (at, id) in ids.iter().enumerate() {
+        let items = reader.run(&home, &["items", id]).json();
+        let kind = |path: &str| items.iter().find(|item| item["path"] == path).map(|item| item["kind"].clone());
+        assert_eq!(kind("tree/link"), Some("symlink".into()), "{items:?}");
+        assert_eq!(kind("tree/nothing in it"), Some("folder".into()), "{items:?}");
+        let out = home.path(&format!("out{at}"));
+        reader.run(&home, &["restore-all", id, "--out", out.to_str().expect("UTF-8")]).ok();
+        assert_eq!(files_below(&out).len(), files.len(), "all of them and no more");
+        assert!(out.join("tree/nothing in it").is_dir());
+        for (name, path, data) in &files {
+            let restored = std::fs::read(out.join("tree").join(path)).expect("it is there");
+            assert!(restored == *data, "{name:?} came back as it was");
+        }
+    }
+    reader.finds_clean(&home);
+}
+
+#[test]
 fn every_key_slot_opens_the_repository_and_nothing_else_does() {
     let Some(reader) = reader("every_key_slot_opens_the_repository_and_nothing_else_does") else { return };
     let home = Home::with_repository();
