@@ -7,6 +7,7 @@
 //! inside their bytes: that belongs into the facts.
 
 pub mod files;
+pub mod postgres;
 pub mod stdin;
 
 use std::ffi::OsStr;
