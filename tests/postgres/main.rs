@@ -1,0 +1,10 @@
+//! PostgreSQL as a source and a target, against a real server.
+//!
+//! `VAULT_TEST_PGHOST`, `VAULT_TEST_PGPORT`, `VAULT_TEST_PGUSER`, `VAULT_TEST_PGPASSWORD` name a server whose superuser
+//! that is; without them the tests are named on stdout as skipped. Items are kept in memory, so nothing else is tested.
+
+mod errors;
+mod every_kind;
+mod items;
+mod options;
+mod server;
