@@ -5,12 +5,15 @@ use std::process::ExitCode;
 
 use crate::backend::BackendError;
 use crate::format::FormatError;
+use crate::ops::forget::ForgetError;
+use crate::ops::prune::PruneError;
 use crate::ops::snapshot::SnapshotError;
 use crate::pipeline::PipelineError;
 use crate::progress::Cancelled;
 use crate::repo::RepoError;
 use crate::repo::snapshots::FindError;
 use crate::source::files::FilesError;
+use crate::source::postgres::{ErrorKind, PostgresError};
 use crate::source::stdin::StdinError;
 
 /// The table of the manual.
@@ -100,7 +103,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<CliError>() {
         return Some(error.exit);
     }
-    if let Some(error) = cause.downcast_ref::<NotCommitted>() {
+    if let Some(error) = cause.downcast_ref::<Coded>() {
         return Some(error.exit);
     }
     if let Some(StdoutError { source }) = cause.downcast_ref() {
@@ -119,7 +122,7 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<PipelineError>() {
         return of_pipeline(error);
     }
-    if cause.is::<FindError>() {
+    if cause.is::<FindError>() || matches!(cause.downcast_ref(), Some(ForgetError::Find(_))) {
         return Some(Exit::Usage);
     }
     if let Some(error) = cause.downcast_ref::<StdinError>() {
@@ -132,13 +135,22 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<FilesError>() {
         return of_files(error);
     }
+    if let Some(error) = cause.downcast_ref::<PostgresError>() {
+        return of_postgres(error);
+    }
+    if let Some(error) = cause.downcast_ref::<PruneError>() {
+        return of_prune(error);
+    }
+    if let Some(ForgetError::Repo(error)) = cause.downcast_ref::<ForgetError>() {
+        return of_repo(error);
+    }
     cause.downcast_ref::<io::Error>().and_then(of_io)
 }
 
-/// A snapshot that was not committed, whatever its source.
+/// An error whose code depends on what was being done.
 #[derive(Debug, thiserror::Error)]
 #[error("{source}")]
-struct NotCommitted {
+struct Coded {
     exit: Exit,
     source: Box<dyn std::error::Error + Send + Sync>,
 }
@@ -151,12 +163,47 @@ pub fn not_committed<E: std::error::Error + Send + Sync + 'static>(error: Snapsh
         SnapshotError::Repo(error) => of_repo(error),
         SnapshotError::Overtaken { .. } => None,
     };
-    NotCommitted { exit: exit.unwrap_or(Exit::NotCommitted), source: Box::new(error) }.into()
+    Coded { exit: exit.unwrap_or(Exit::NotCommitted), source: Box::new(error) }.into()
+}
+
+/// Chooses the code of a restore into PostgreSQL that failed.
+pub fn not_restored(error: PostgresError) -> anyhow::Error {
+    let exit = code_below(&error).unwrap_or(match error.kind() {
+        ErrorKind::Source => Exit::Target,
+        _ => Exit::Other,
+    });
+    Coded { exit, source: Box::new(error) }.into()
 }
 
 /// The code of an error or the first of its causes that has one.
 fn code_below(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     std::iter::successors(Some(error), |error| error.source()).find_map(of_cause)
+}
+
+fn of_postgres(error: &PostgresError) -> Option<Exit> {
+    match (error.kind(), error) {
+        (ErrorKind::Usage, _) => Some(Exit::Usage),
+        (ErrorKind::DumpFailed, _) => Some(Exit::DumpFailed),
+        (ErrorKind::Cancelled, _) => Some(Exit::Interrupted),
+        // SQLSTATE disk_full
+        (_, PostgresError::Target { source: Some(error), .. }) if error.code() == "53100" => Some(Exit::NoSpace),
+        (ErrorKind::RestoreTarget, _) => Some(Exit::Target),
+        // The cause has the better code, or what was being done.
+        _ => None,
+    }
+}
+
+fn of_prune(error: &PruneError) -> Option<Exit> {
+    match error {
+        PruneError::NoKeepRule => Some(Exit::Usage),
+        PruneError::Busy { .. } => Some(Exit::Busy),
+        PruneError::ClockSkew { .. } => Some(Exit::Clock),
+        PruneError::LostBackup { .. } => Some(Exit::Rollback),
+        PruneError::Repo(error) => of_repo(error),
+        PruneError::Pipeline(error) => of_pipeline(error),
+        PruneError::Cancelled(_) => Some(Exit::Interrupted),
+        _ => None,
+    }
 }
 
 fn of_files(error: &FilesError) -> Option<Exit> {

@@ -23,9 +23,11 @@ mod completions;
 mod context;
 mod doctor;
 mod exit;
+mod forget;
 mod init;
 mod key;
 mod man;
+mod prune;
 mod restore;
 mod screen;
 mod settings;
@@ -62,6 +64,8 @@ pub enum Command {
     Snapshots(snapshots::Args),
     Show(show::Args),
     Restore(restore::Args),
+    Forget(forget::Args),
+    Prune(prune::Args),
     Check(check::Args),
     Key(key::Args),
     Doctor(doctor::Args),
@@ -89,6 +93,8 @@ fn run(command: Command, global: &settings::Global) -> anyhow::Result<ExitCode> 
         Command::Snapshots(args) => snapshots::run(&context, args),
         Command::Show(args) => show::run(&context, args),
         Command::Restore(args) => restore::run(&context, args),
+        Command::Forget(args) => forget::run(&context, args),
+        Command::Prune(args) => prune::run(&context, args),
         Command::Check(args) => check::run(&context, args),
         Command::Key(args) => key::run(&context, args),
         Command::Doctor(args) => doctor::run(&context, args),

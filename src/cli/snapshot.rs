@@ -1,6 +1,7 @@
 //! `vault snapshot`.
 
 mod files;
+mod postgres;
 mod stdin;
 
 use std::process::ExitCode;
@@ -17,12 +18,16 @@ use crate::pipeline::snapshot::WriteOptions;
 use crate::repo::snapshots::Snapshot;
 use crate::source::{ItemSink, ItemSource, SourceFacts};
 
+/// zstd level, if nothing else is said.
+pub const COMPRESSION: i32 = 3;
+
 /// Take a snapshot of a source; prints its backup ID
 ///
 /// What is stored already is not stored again, whichever host, source or snapshot it came from. The snapshot exists once its
 /// ID is printed; if anything fails before, there is none, and what was stored until then is used by the next run.
 #[derive(clap::Args)]
 #[command(after_help = super::EXIT_CODES, after_long_help = examples!(
+    "vault snapshot postgres --database shop"
     "vault snapshot files /srv/app --exclude '*.tmp'"
     "vault snapshot stdin --name orders -- pg_dump orders"
     "id=$(vault snapshot stdin --name orders -q -- pg_dump orders) && vault restore $id --validate-only"
@@ -34,18 +39,20 @@ pub struct Args {
     #[arg(long, global = true, value_name = "TAG")]
     tag: Vec<String>,
     /// zstd level of new data, 1 to 19
-    #[arg(long, global = true, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    #[arg(long, global = true, value_name = "N", default_value_t = COMPRESSION, value_parser = clap::value_parser!(i32).range(1..=19))]
     compression: i32,
 }
 
 #[derive(Subcommand)]
 enum Source {
+    Postgres(postgres::Args),
     Files(files::Args),
     Stdin(stdin::Args),
 }
 
 pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
     let done = match &args.source {
+        Source::Postgres(postgres) => postgres::run(context, &args, postgres)?,
         Source::Files(files) => files::run(context, &args, files)?,
         Source::Stdin(stdin) => stdin::run(context, &args, stdin)?,
     };

@@ -1,6 +1,6 @@
 //! What bad input gets: a clear error, the right exit code, and nothing lost.
 
-use super::harness::Home;
+use super::harness::{Home, files_below};
 
 #[test]
 fn no_repository_is_code_10_and_says_how_to_make_one() {
@@ -95,4 +95,66 @@ fn errors_are_objects_with_json() {
     assert_eq!(error["exit"], 10);
     assert!(error["error"].as_str().is_some_and(|text| text.contains("no repository")));
     assert_eq!((done.code, done.out.as_str()), (10, ""));
+}
+
+#[test]
+fn prune_needs_a_keep_rule_that_keeps_something() {
+    let home = Home::with_repository();
+    home.snapshot("x", b"some bytes");
+    home.run(&["prune"]).fails(2, &["keep rule", "--keep-days"]);
+    for wrong in ["-1", "abc", "0", "1.5", ""] {
+        home.run(&["prune", "--keep-days", wrong]).fails(2, &[]);
+        home.run(&["prune", &format!("--keep-days={wrong}")]).fails(2, &["--keep-days"]);
+    }
+    for (option, wrong) in [("--grace", "-1h"), ("--grace", "soon"), ("--max-unused", "5"), ("--max-unused", "101%")] {
+        home.run(&["prune", "--keep-last", "1", &format!("{option}={wrong}")]).fails(2, &[option]);
+    }
+    assert_eq!(home.run(&["snapshots", "--json"]).json().len(), 1, "nothing was dropped");
+}
+
+#[test]
+fn an_option_that_would_do_nothing_is_refused() {
+    let home = Home::with_repository();
+    home.snapshot("x", b"some bytes");
+    home.run(&["restore", "latest", "--stdout", "--clean"]).fails(2, &["--clean"]);
+    let target = home.path("target");
+    home.run(&["restore", "latest", "--target", target.to_str().expect("plain"), "--database", "shop"])
+        .fails(2, &["--database", "stdin"]);
+    home.run(&["check", "--read-data-subset", "7/5"]).fails(2, &["7/5"]);
+}
+
+#[test]
+fn a_password_in_a_connection_string_is_refused_and_not_repeated() {
+    let home = Home::with_repository();
+    for dsn in ["postgres://me:canary-in-a-dsn@localhost/shop", "host=localhost password=canary-in-a-dsn"] {
+        let done = home.run(&["snapshot", "postgres", "--from", dsn]);
+        done.fails(2, &["PGPASSWORD", ".pgpass"]);
+        assert!(!done.err.contains("canary"), "{}", done.err);
+    }
+    home.run(&["snapshot", "postgres", "--from", "postgres://nobody@127.0.0.1:1/x"])
+        .fails(3, &["127.0.0.1:1", "PGPORT"]);
+}
+
+#[test]
+fn a_flipped_byte_is_found_named_and_kept_from_a_restore() {
+    let home = Home::with_repository();
+    let id = home.snapshot("x", &(0..100_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>());
+    let pack =
+        files_below(&home.path("repo/packs")).into_iter().max_by_key(|file| file.metadata().map_or(0, |m| m.len()));
+    let pack = pack.expect("there is a pack");
+    let mut bytes = std::fs::read(&pack).expect("it is ours");
+    bytes[1000] ^= 1;
+    std::fs::remove_file(&pack).expect("it is ours");
+    std::fs::write(&pack, bytes).expect("it is ours");
+    home.run(&["check", "-q"]).ok();
+    let found = home.run(&["check", "--read-data", "--json"]);
+    assert_eq!(found.code, 4, "{}", found.err);
+    let lines: Vec<serde_json::Value> =
+        found.out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let name = pack.file_name().and_then(|name| name.to_str()).expect("hex");
+    assert!(lines[0]["object"].as_str().is_some_and(|object| object.contains(name)), "{lines:?}");
+    assert_eq!(lines[0]["backups"][0], id, "the backup it hits is named");
+    assert_eq!(lines.last().expect("sums")["status"], "damaged");
+    home.run(&["restore", &id, "--stdout"]).fails(4, &["vault check --read-data"]);
+    home.run(&["restore", &id, "--validate-only"]).fails(4, &[]);
 }

@@ -15,12 +15,14 @@ use crate::source::files::{FilesRestoreOptions, Overwrite, Symlinks, restore};
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 pub enum SymlinksArg {
     None,
+    /// Those that cannot lead out of the target
     Inside,
     All,
 }
 
 pub fn run(run: &Run<'_>) -> anyhow::Result<Outcome> {
     let args = run.args;
+    args.refuse_postgres("files")?;
     let Some(target) = &args.target else {
         return if args.stdout { to_stdout(run) } else { Err(usage("say where to: --target DIR")) };
     };
@@ -33,9 +35,9 @@ pub fn run(run: &Run<'_>) -> anyhow::Result<Outcome> {
         _ => Overwrite::Refuse,
     };
     options.symlinks = match args.symlinks {
-        SymlinksArg::None => Symlinks::None,
-        SymlinksArg::Inside => Symlinks::Inside,
-        SymlinksArg::All => Symlinks::All,
+        Some(SymlinksArg::None) => Symlinks::None,
+        None | Some(SymlinksArg::Inside) => Symlinks::Inside,
+        Some(SymlinksArg::All) => Symlinks::All,
     };
     options.owners = options.owners && !args.no_owner;
     options.jobs = args.jobs;
@@ -60,6 +62,7 @@ pub fn run(run: &Run<'_>) -> anyhow::Result<Outcome> {
             "symlinks_left_out": report.symlinks_left_out,
         }),
         warnings: report.warnings,
+        ..Outcome::default()
     })
 }
 
@@ -82,5 +85,5 @@ fn to_stdout(run: &Run<'_>) -> anyhow::Result<Outcome> {
     let Some(bytes) = bytes else {
         return Err(usage(format!("no file {path:?} in the snapshot: `vault show` lists what there is")));
     };
-    Ok(Outcome { text: format!("restored {}, verified,", size(bytes)), fields: json!({}), warnings: Vec::new() })
+    Ok(Outcome { text: format!("restored {}, verified,", size(bytes)), ..Outcome::default() })
 }

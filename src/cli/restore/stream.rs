@@ -11,6 +11,7 @@ use crate::cli::screen::size;
 use crate::source::ItemSource;
 
 pub fn run(run: &Run<'_>) -> anyhow::Result<Outcome> {
+    run.args.refuse_postgres("stdin")?;
     if run.args.target.is_some() {
         return files::run(run);
     }
@@ -23,5 +24,5 @@ pub fn run(run: &Run<'_>) -> anyhow::Result<Outcome> {
     run.items.each_item(&mut |item| run.items.read_item(&item, &mut out))?;
     out.flush().context("standard output")?;
     let text = format!("restored {}, verified,", size(bytes));
-    Ok(Outcome { text, fields: json!({ "bytes": bytes }), warnings: Vec::new() })
+    Ok(Outcome { text, fields: json!({ "bytes": bytes }), ..Outcome::default() })
 }
