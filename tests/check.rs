@@ -322,3 +322,102 @@ fn garbage_is_counted_and_is_no_damage() {
     let pack: ObjectId = vault::repo::id_of_name(&packs(&lab)[0]).unwrap();
     assert!(lab.names("packs/").contains(&pack_name(&pack)));
 }
+
+#[test]
+fn the_index_comes_back_from_the_packs_alone() {
+    let options = |dry_run| vault::ops::repair::RepairOptions { host: "h".into(), now: Timestamp::now(), dry_run };
+    for harm in ["all gone", "all damaged", "none"] {
+        let lab = Lab::new();
+        let made = two_backups(&lab);
+        for name in lab.names("index/") {
+            match harm {
+                "all gone" => assert!(lab.store.delete(&name).unwrap()),
+                "all damaged" => change(&lab, &name, |bytes| bytes[60] ^= 1),
+                _ => {}
+            }
+        }
+        let repo = lab.open_cold("b");
+        let before = lab.store.names();
+        let plan = vault::ops::repair::repair_index(&repo, &options(true), &Progress::default()).unwrap();
+        assert_eq!(lab.store.names(), before, "a dry run changes nothing");
+        let report = vault::ops::repair::repair_index(&repo, &options(false), &Progress::default()).unwrap();
+        assert_eq!((report.packs, plan.packs), (2, 2));
+        assert!(lab.names("packs/").len() == 2 && lab.names("snapshots/").len() == 2, "repair deletes nothing");
+        assert_whole(&lab, &made.each_ref().map(|(id, items)| (*id, items)));
+        let repo = lab.open("later");
+        prune_now(&repo, 5);
+        assert_whole(&lab, &made.each_ref().map(|(id, items)| (*id, items)));
+        assert_eq!(lab.names("index/").len(), 1);
+        assert_no_garbage(&lab);
+    }
+}
+
+#[test]
+fn repair_lists_a_pack_with_a_damaged_directory_as_the_old_index_did() {
+    let lab = Lab::new();
+    let made = two_backups(&lab);
+    let first = packs(&lab).remove(0);
+    change(&lab, &first, |bytes| {
+        let at = bytes.len() - 40;
+        bytes[at] ^= 1;
+    });
+    let repo = lab.open("b");
+    let options = vault::ops::repair::RepairOptions { host: "h".into(), now: Timestamp::now(), dry_run: false };
+    let report = vault::ops::repair::repair_index(&repo, &options, &Progress::default()).unwrap();
+    assert_eq!((report.packs, report.packs_by_old_index), (1, vec![first]));
+    for (id, items) in &made {
+        assert!(restore(&lab.open("c"), id).unwrap() == *items);
+    }
+}
+
+#[test]
+fn diff_says_which_items_changed_and_by_how_much() {
+    use vault::ops::diff::{Change, diff};
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    let old = noise(1, 2 * MB);
+    let mut new = old.clone();
+    new[MB] ^= 1;
+    new.extend(noise(5, 1000));
+    let first = backup(&repo, "n", &items(&[("changed", old), ("gone", noise(2, 500)), ("same", noise(3, 700))]));
+    let second = backup(&repo, "n", &items(&[("added", noise(4, 900)), ("changed", new), ("same", noise(3, 700))]));
+    let report = diff(&repo, &first, &second, &Progress::default()).unwrap();
+    assert_eq!((report.added, report.removed, report.changed, report.unchanged), (1, 1, 1, 1));
+    let found: Vec<_> =
+        report.items.iter().map(|item| (&*item.path, item.change, item.bytes_delta, item.rows_delta)).collect();
+    assert_eq!(
+        found,
+        [("added", Change::Added, 900, 1), ("changed", Change::Changed, 1000, 0), ("gone", Change::Removed, -500, -1)]
+    );
+    assert_eq!(report.bytes_delta, 1400);
+    let changed = &report.items[1];
+    assert!(changed.bytes_new > 1000 && changed.bytes_new < 700_000, "one or two chunks and the tail: {changed:?}");
+    let same = diff(&repo, &first, &first, &Progress::default()).unwrap();
+    assert!(same.items.is_empty() && same.unchanged == 3);
+}
+
+#[test]
+fn stats_count_what_a_backup_alone_holds() {
+    let lab = Lab::new();
+    let made = two_backups(&lab);
+    let repo = lab.open("b");
+    let report = vault::ops::stats::stats(&repo, &Progress::default()).unwrap();
+    assert_eq!((report.backups, report.packs), (2, 2));
+    assert_eq!(report.bytes_logical, 8 * MB as u64);
+    let near = |bytes: u64, wanted: usize| (bytes as i64 - wanted as i64).unsigned_abs() < MB as u64 / 8;
+    assert!(near(report.bytes_unique, 7 * MB), "{report:?}");
+    assert!(near(report.bytes_stored, 7 * MB), "noise does not compress: {report:?}");
+    assert!(report.bytes_unused < 1000, "{report:?}");
+    assert_eq!(report.each.iter().map(|backup| backup.id).collect::<Vec<_>>(), [made[0].0, made[1].0]);
+    for backup in &report.each {
+        assert!(near(backup.bytes_alone, 3 * MB) && near(backup.bytes_alone_stored, 3 * MB), "{backup:?}");
+    }
+    assert_eq!(report.sources.len(), 1);
+    assert!(near(report.sources[0].bytes_stored, 7 * MB));
+    // Dropping one frees what it alone held.
+    let options =
+        ForgetOptions { words: vec![made[0].0.hex()], host: "h".into(), now: Timestamp::now(), dry_run: false };
+    forget(&repo, &options).unwrap();
+    let freed = prune_now(&repo, 1).bytes_freed;
+    assert!(near(freed as u64, 3 * MB), "{freed}");
+}

@@ -486,9 +486,8 @@ fn damage_stops_prune_before_it_removes_anything() {
         let name = harm(&lab);
         let before = without_leases(&lab.store);
         // A host of its own: what the first one has in its cache must not hide anything.
-        let result = Repository::open(Arc::new(lab.store.clone()), &secret(), &fresh_places())
-            .map_err(PruneError::from)
-            .and_then(|repo| prune(&Arc::new(repo), &prune_options(keep_last(2)), &Progress::default()));
+        let cold = lab.open_cold("cold");
+        let result = prune(&cold, &prune_options(keep_last(2)), &Progress::default());
         let error = result.expect_err(what);
         assert!(
             matches!(error, PruneError::Repo(_) | PruneError::Pipeline(_) | PruneError::LostBackup { .. }),
@@ -496,11 +495,6 @@ fn damage_stops_prune_before_it_removes_anything() {
         );
         assert_eq!(without_leases(&lab.store), before, "{what} ({name}): nothing was removed");
     }
-}
-
-fn fresh_places() -> vault::repo::Places {
-    let folder = tempfile::tempdir().unwrap().keep();
-    vault::repo::Places { cache: folder.join("c"), state: folder.join("s") }
 }
 
 /// The second object under a prefix in order of age.

@@ -102,8 +102,9 @@ impl Holdings {
             }
         }
         let superseded: HashSet<ObjectId> = indexes.iter().flat_map(|(_, index)| &index.supersedes).copied().collect();
-        damaged.retain(|(id, _)| !superseded.contains(id));
-        let mut holdings = Self { damaged, ..Self::default() };
+        let (replaced, damaged): (Vec<_>, Vec<_>) = damaged.into_iter().partition(|(id, _)| superseded.contains(id));
+        let replaced = replaced.into_iter().map(|(id, _)| id).collect();
+        let mut holdings = Self { damaged, superseded: replaced, ..Self::default() };
         for (id, index) in indexes {
             if superseded.contains(&id) {
                 holdings.superseded.push(id);

@@ -48,6 +48,8 @@ pub const SKEW_MAX: SignedDuration = SignedDuration::from_mins(5);
 const WAIT_MAX: SignedDuration = SignedDuration::from_secs(60);
 /// Listings say when an object was stored to the second, or a little worse.
 const STORE_TIME_SLACK: SignedDuration = SignedDuration::from_secs(5);
+/// How often a lease is tried for.
+const TRIES: usize = 4;
 /// Small index objects are merged once there are this many.
 const SMALL_OBJECTS_MAX: usize = 8;
 
@@ -211,23 +213,26 @@ fn take_lease<'r>(
     options: &PruneOptions,
     progress: &Progress,
 ) -> Result<(HeldLease<'r>, Vec<RemovedBackup>), PruneError> {
-    const TRIES: usize = 4;
-    let mut tries = 0;
     let mut owed = Vec::new();
-    loop {
-        let lease = match HeldLease::take_for_prune(repo, &options.host) {
-            Err(error) if is_no_space(&error) && owed.is_empty() && tries < TRIES => {
-                tries += 1;
+    for _ in 1..TRIES {
+        match take_lease_of(repo, &options.host) {
+            Err(PruneError::Repo(error)) if is_no_space(&error) && owed.is_empty() => {
                 owed = make_room(repo, options, error, progress)?;
-                continue;
             }
-            other => other?,
-        };
+            other => return Ok((other?, owed)),
+        }
+    }
+    Ok((take_lease_of(repo, &options.host)?, owed))
+}
+
+/// Takes the lease of a prune, or of a repair, unless another one holds.
+pub(super) fn take_lease_of<'r>(repo: &'r Repository, host: &str) -> Result<HeldLease<'r>, PruneError> {
+    let mut tries = 0;
+    loop {
+        let lease = HeldLease::take_for_prune(repo, host)?;
         let (held, _) = leases(repo, lease.began())?;
         let own = lease.id();
-        let Some(other) = held.iter().find(|other| other.lease.prune && other.id != own) else {
-            return Ok((lease, owed));
-        };
+        let Some(other) = held.iter().find(|other| other.lease.prune && other.id != own) else { return Ok(lease) };
         let began_before = lease.began().duration_since(other.began()) > STORE_TIME_SLACK;
         let busy = PruneError::Busy { host: other.lease.host.clone(), since: other.began() };
         // Of two that begin at once both see each other: both step back, and one comes first the next time.

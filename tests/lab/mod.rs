@@ -63,6 +63,11 @@ impl Lab {
         self.open_on(host, Arc::new(self.store.clone()))
     }
 
+    /// The same with its index not loaded, for one that cannot be.
+    pub fn open_cold(&self, host: &str) -> Arc<Repository> {
+        Arc::new(Repository::open(Arc::new(self.store.clone()), &secret(), &self.places(host)).unwrap())
+    }
+
     /// The same through a decorated store.
     pub fn open_on(&self, host: &str, store: Arc<dyn Backend>) -> Arc<Repository> {
         let repo = Repository::open(store, &secret(), &self.places(host)).unwrap();
