@@ -14,7 +14,9 @@
 //! | SQLite page cache | 8 MiB |
 //!
 //! With two sealers and two streams that is below 128 MB, whatever the size of the database. Argon2id takes 64 MiB
-//! once, before any of these exists. A restore holds [`READ_AHEAD_BLOBS`] inflated blobs and two pack ranges.
+//! once, before any of these exists. A restore holds [`OPENED_BLOBS`] opened blobs and a window
+//! of four for each opener, below 80 MiB. A backup that compresses against an older one keeps that many opened blobs too, but
+//! reads with one thread.
 
 /// Smallest, normal and largest chunk in bytes of the standard geometry (format-spec/chunking.md).
 pub const CHUNK_BYTES_MIN_STD: u32 = 16 << 10;
@@ -40,6 +42,17 @@ pub const BLOB_BASES_MAX: usize = 256;
 pub const BASE_BYTES_MAX: usize = 2 << 20;
 /// A blob with bases may rest on blobs with bases, this deep.
 pub const DELTA_DEPTH_MAX: u8 = 8;
+
+/// A blob with candidates for bases is closed at this, so that they fit into [`BASE_BYTES_MAX`].
+pub const DELTA_BLOB_BYTES_TARGET: usize = 3 << 19;
+/// Chains that vault writes: a chunk in a blob this deep is not a base, its own bases are.
+pub const DELTA_DEPTH_WRITTEN: u8 = 3;
+/// Chunks of an item's earlier version that are known at a time, behind and ahead of the place being written.
+pub const EARLIER_CHUNKS_BEHIND: usize = 1024;
+pub const EARLIER_CHUNKS_AHEAD: usize = 2048;
+/// Items of the parent snapshot in which bases are looked for: not smaller than this, and no more of them.
+pub const EARLIER_ITEM_BYTES_MIN: u64 = 64 << 10;
+pub const EARLIER_ITEMS_MAX: usize = 20_000;
 
 /// A pack is closed when its blobs have reached this.
 pub const PACK_BYTES_TARGET: usize = 16 << 20;
@@ -84,5 +97,7 @@ pub const STREAM_BUFFER_BYTES: usize = 1 << 20;
 pub const SEAL_QUEUE_BLOBS: usize = 4;
 /// Full packs waiting to be put.
 pub const PUT_QUEUE_PACKS: usize = 1;
-/// Inflated blobs a restore holds ahead of its writer.
-pub const READ_AHEAD_BLOBS: usize = 8;
+/// Blobs of which a backup remembers that they have all their bases.
+pub const STANDING_BLOBS: usize = 64 << 10;
+/// Opened blobs that a reader keeps: blobs with bases come back to the same older ones again and again.
+pub const OPENED_BLOBS: usize = 20;

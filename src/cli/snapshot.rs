@@ -41,6 +41,17 @@ pub struct Args {
     /// zstd level of new data, 1 to 19
     #[arg(long, global = true, value_name = "N", default_value_t = COMPRESSION, value_parser = clap::value_parser!(i32).range(1..=19))]
     compression: i32,
+    /// Compress changed chunks against the ones they were
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    delta: Delta,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Delta {
+    /// Where it helps clearly
+    Auto,
+    /// Never: every blob stands alone
+    Off,
 }
 
 #[derive(Subcommand)]
@@ -81,7 +92,7 @@ fn take<E: std::error::Error + Send + Sync + 'static>(
         host: context.host(),
         tags: args.tag.clone(),
         options: what.options,
-        write: WriteOptions { sealers: cores(), level: args.compression },
+        write: WriteOptions { sealers: cores(), level: args.compression, delta: args.delta == Delta::Auto },
         time: context.now(),
     };
     let _screen = context.screen();

@@ -73,7 +73,13 @@ pub fn snapshot<E: std::error::Error + 'static>(
     let parent_items =
         parent.map(|parent| SnapshotItems::new(repo.clone(), parent.manifest.clone(), 1, Progress::default()));
 
-    let writer = SnapshotWriter::new(repo.clone(), marked.clone(), options.write, progress.clone())?;
+    let writer = SnapshotWriter::new(
+        repo.clone(),
+        parent.map(|parent| &parent.manifest),
+        marked.clone(),
+        options.write,
+        progress.clone(),
+    )?;
     let facts = match take(&writer, parent_items.as_ref().map(|items| items as &dyn ItemSource)) {
         Ok(facts) => facts,
         // What the pipeline could not do reaches the source as a write error; its own words are the better ones.
@@ -144,8 +150,11 @@ fn settle<E: std::error::Error + 'static>(
         }
     }
     let marked = repo.marked_packs()?;
-    let rescue: HashSet<_> =
-        marked.difference(marked_before).filter(|pack| written.rests_on.contains(pack)).copied().collect();
+    let fresh: HashSet<_> = marked.difference(marked_before).copied().collect();
+    if fresh.is_empty() {
+        return Ok(());
+    }
+    let rescue = in_danger(repo, &written.rests_on, &fresh)?;
     if !rescue.is_empty() {
         written.bytes_stored += copy_packs(repo, &rescue, write)?;
     }
@@ -160,10 +169,36 @@ fn missing_packs(repo: &Repository, packs: &HashSet<ObjectId>) -> Result<usize, 
     Ok(missing.len())
 }
 
+/// Packs among `marked` that the snapshot rests on: itself, or through the bases of blobs in such packs.
+fn in_danger(
+    repo: &Repository,
+    rests_on: &HashSet<ObjectId>,
+    marked: &HashSet<ObjectId>,
+) -> Result<HashSet<ObjectId>, RepoError> {
+    let mut needed = rests_on.clone();
+    loop {
+        let mut more = HashSet::new();
+        repo.index.each_pack(&mut |pack, _, blobs| {
+            if needed.contains(&pack) {
+                let bases = blobs.iter().flat_map(|blob| &blob.contents.bases);
+                let kept = |base: &crate::id::ChunkId| repo.index.find(base, |pack| !marked.contains(pack)).is_some();
+                let lost = bases.filter(|base| !kept(&base.id));
+                more.extend(lost.filter_map(|base| repo.index.find(&base.id, |_| true)).map(|found| found.blob.pack));
+            }
+            Ok(())
+        })?;
+        let before = needed.len();
+        needed.extend(more);
+        if needed.len() == before {
+            return Ok(needed.intersection(marked).copied().collect());
+        }
+    }
+}
+
 /// Copies the blobs of packs, unopened, into new packs. Returns the bytes that were stored.
 fn copy_packs(repo: &Arc<Repository>, packs: &HashSet<ObjectId>, write: WriteOptions) -> Result<u64, PipelineError> {
     let (pending, added) = (Arc::<Pending>::default(), Arc::<Added>::default());
-    let packer = Packer::start(repo.clone(), pending, added.clone(), 1, write.level);
+    let packer = Packer::start(repo.clone(), pending, added.clone(), None, 1, write.level);
     repo.index.each_pack(&mut |pack, _, blobs| {
         if !packs.contains(&pack) {
             return Ok(());

@@ -4,6 +4,7 @@
 //! through a bounded channel to sealers, sealed blobs to one packer, full packs to one uploader ([`packer`]).
 //! Reading: one thread plans in order, openers fetch and open side by side, the caller writes in order ([`read`]).
 
+pub mod delta;
 pub mod packer;
 pub mod read;
 pub mod snapshot;

@@ -9,19 +9,25 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::format::index::{Index, PackIndex};
-use crate::format::pack::{BlobContents, BlobEntry, encode_directory, encode_trailer};
+use crate::format::manifest::ChunkEntry;
+use crate::format::pack::{BlobContents, BlobEntry, BlobKind, encode_directory, encode_trailer};
 use crate::id::{ChunkId, ObjectId};
-use crate::limits::{INDEX_CHUNKS_MAX, PACK_BYTES_TARGET, PACK_CHUNKS_MAX, PUT_QUEUE_PACKS, SEAL_QUEUE_BLOBS};
+use crate::limits::{
+    BASE_BYTES_MAX, BLOB_BASES_MAX, DELTA_DEPTH_WRITTEN, INDEX_CHUNKS_MAX, PACK_BYTES_TARGET, PACK_CHUNKS_MAX,
+    PUT_QUEUE_PACKS, SEAL_QUEUE_BLOBS,
+};
 use crate::pipeline::PipelineError;
+use crate::pipeline::read::Reader;
+use crate::repo::index::Location;
 use crate::repo::{RepoError, Repository, pack_name, random};
-use crate::seal::blob::Sealer;
+use crate::seal::blob::{Opener, Sealer};
 use crate::seal::boxed::seal_object;
 use crate::seal::keys::{Keys, Kind};
 
 /// A blob on its way.
 pub enum Blob {
-    /// New chunks, to be sealed.
-    Plain { contents: BlobContents, plaintext: Vec<u8>, bases: Vec<u8> },
+    /// New chunks, to be sealed; the candidates are older chunks that may resemble them.
+    Plain { contents: BlobContents, plaintext: Vec<u8>, candidates: Vec<ChunkEntry> },
     /// Sealed before and copied as it is.
     Sealed { contents: BlobContents, stored: Bytes },
 }
@@ -73,6 +79,65 @@ struct Shared {
     /// Buffers of sealed plaintext, to be filled again.
     spare: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     supersedes: Mutex<Vec<ObjectId>>,
+    bases: Option<BaseFinder>,
+}
+
+/// Turns candidates into bases: looks them up, and gets their plaintext.
+pub struct BaseFinder {
+    pub reader: Arc<Reader>,
+    /// Packs that nothing new may rest on.
+    pub marked: Arc<HashSet<ObjectId>>,
+    /// Packs that the snapshot rests on.
+    pub rests_on: Arc<Mutex<HashSet<ObjectId>>>,
+}
+
+impl BaseFinder {
+    /// Sets bases and depth of `contents` and returns the bases' plaintext, concatenated. Bases that cannot be had are left
+    /// out: a blob can do without.
+    fn gather(&self, contents: &mut BlobContents, candidates: &[ChunkEntry]) -> Vec<u8> {
+        let mut chosen = Vec::new();
+        for candidate in candidates {
+            let Some(found) = self.find(candidate) else { continue };
+            let blob = &found.blob.contents;
+            if blob.depth < DELTA_DEPTH_WRITTEN {
+                chosen.push(*candidate);
+            } else {
+                // The end of a chain: what that blob rests on is as good, and less deep.
+                chosen.extend(&blob.bases);
+            }
+        }
+        let mut plaintext = Vec::new();
+        let mut opener = Opener::default();
+        for base in chosen {
+            let bytes = plaintext.len() + base.bytes as usize;
+            if contents.bases.len() >= BLOB_BASES_MAX || bytes > BASE_BYTES_MAX || contents.bases.contains(&base) {
+                continue;
+            }
+            let Some(found) = self.find(&base).filter(|found| found.blob.contents.depth < DELTA_DEPTH_WRITTEN) else {
+                continue;
+            };
+            match self.reader.plaintext_at(&mut opener, &found) {
+                Ok((bytes, range)) => {
+                    plaintext.extend_from_slice(&bytes[range]);
+                    contents.bases.push(base);
+                    contents.depth = contents.depth.max(found.blob.contents.depth + 1);
+                }
+                Err(error) => tracing::debug!("chunk {} is no base: {error}", base.id),
+            }
+        }
+        plaintext
+    }
+
+    fn find(&self, entry: &ChunkEntry) -> Option<Location> {
+        let found = self.reader.repo().index.find(&entry.id, |pack| !self.marked.contains(pack))?;
+        let blob = &found.blob.contents;
+        (blob.kind == BlobKind::Data && blob.chunks[found.position] == *entry).then_some(found)
+    }
+
+    fn rest_on(&self, bases: &[ChunkEntry]) {
+        let packs: Vec<_> = bases.iter().filter_map(|base| self.find(base)).map(|found| found.blob.pack).collect();
+        self.rests_on.lock().expect("no code panics while it holds this lock").extend(packs);
+    }
 }
 
 struct SealedBlob {
@@ -86,14 +151,28 @@ struct FullPack {
 }
 
 impl Packer {
-    /// Starts the threads. `level` is zstd's.
-    pub fn start(repo: Arc<Repository>, pending: Arc<Pending>, added: Arc<Added>, sealers: usize, level: i32) -> Self {
+    /// Starts the threads. `level` is zstd's. Without `bases` every blob stands alone.
+    pub fn start(
+        repo: Arc<Repository>,
+        pending: Arc<Pending>,
+        added: Arc<Added>,
+        bases: Option<BaseFinder>,
+        sealers: usize,
+        level: i32,
+    ) -> Self {
         let (blobs, blob_queue) = bounded(SEAL_QUEUE_BLOBS);
         let (sealed, sealed_queue) = bounded(SEAL_QUEUE_BLOBS);
         let (packs, pack_queue) = bounded(PUT_QUEUE_PACKS);
         let spare = bounded(SEAL_QUEUE_BLOBS + sealers);
-        let shared =
-            Arc::new(Shared { repo, added, pending, failure: Mutex::default(), spare, supersedes: Mutex::default() });
+        let shared = Arc::new(Shared {
+            repo,
+            added,
+            pending,
+            failure: Mutex::default(),
+            spare,
+            supersedes: Mutex::default(),
+            bases,
+        });
         let mut threads = Vec::new();
         for _ in 0..sealers.max(1) {
             let (shared, blob_queue, sealed) = (shared.clone(), blob_queue.clone(), sealed.clone());
@@ -201,10 +280,17 @@ fn seal_blobs(
         }
         let done = match blob {
             Blob::Sealed { contents, stored } => SealedBlob { contents, stored },
-            Blob::Plain { contents, mut plaintext, bases } => {
+            Blob::Plain { mut contents, mut plaintext, candidates } => {
+                let bases = match &shared.bases {
+                    Some(finder) if !candidates.is_empty() => finder.gather(&mut contents, &candidates),
+                    _ => Vec::new(),
+                };
                 let mut stored = Vec::new();
                 let entropy = random().map_err(PipelineError::Repo)?;
-                sealer.seal(&shared.repo.keys, &contents, &plaintext, &bases, &entropy, &mut stored)?;
+                sealer.seal(&shared.repo.keys, &mut contents, &plaintext, &bases, &entropy, &mut stored)?;
+                if let Some(finder) = &shared.bases {
+                    finder.rest_on(&contents.bases);
+                }
                 plaintext.clear();
                 let _ = shared.spare.0.try_send(plaintext);
                 SealedBlob { contents, stored: stored.into() }

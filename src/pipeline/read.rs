@@ -11,7 +11,7 @@ use crate::backend::BackendError;
 use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry, Item, Manifest, StreamRef, decode_entries};
 use crate::format::pack::BlobKind;
 use crate::id::{ChunkId, ObjectId};
-use crate::limits::{DELTA_DEPTH_MAX, ITEM_LINE_BYTES_MAX, READ_AHEAD_BLOBS, STREAM_DEPTH_MAX};
+use crate::limits::{DELTA_DEPTH_MAX, ITEM_LINE_BYTES_MAX, OPENED_BLOBS, STREAM_DEPTH_MAX};
 use crate::pipeline::PipelineError;
 use crate::progress::Progress;
 use crate::repo::index::{BlobRow, Location};
@@ -32,7 +32,8 @@ pub struct Reader {
     opened: Mutex<VecDeque<(ObjectId, u32, Arc<Vec<u8>>)>>,
 }
 
-type Bytes = (Arc<Vec<u8>>, Range<usize>);
+/// A piece of an opened blob.
+pub type Bytes = (Arc<Vec<u8>>, Range<usize>);
 
 /// A run of chunks that lie in one blob.
 struct Part {
@@ -192,12 +193,40 @@ impl Reader {
         Ok(found)
     }
 
+    /// A base lies in a blob less deep than the one that rests on it; so no two can rest on each other.
+    fn locate_base(&self, base: &ChunkEntry, depth: u8) -> Result<Location, PipelineError> {
+        let find = || {
+            self.repo.index.find_blob(&base.id, |blob| {
+                let contents = &blob.contents;
+                contents.kind == BlobKind::Data && contents.depth < depth && contents.chunks.contains(base)
+            })
+        };
+        match find() {
+            Some(found) => Ok(found),
+            None => {
+                self.repo.load_index(&Progress::default())?;
+                find().ok_or_else(|| missing_chunk(&base.id))
+            }
+        }
+    }
+
     /// The plaintext of one chunk: a range of its blob's.
     pub(crate) fn chunk(&self, kind: BlobKind, entry: &ChunkEntry) -> Result<Bytes, PipelineError> {
         let Location { blob, position } = self.locate(entry, kind)?;
         let part = Part { blob, positions: position..position + 1 };
         let mut bytes = self.open_window(&mut Opener::default(), vec![part])?;
         Ok(bytes.pop().expect("one part in, one run of bytes out"))
+    }
+
+    /// The repository that is read.
+    pub fn repo(&self) -> &Arc<Repository> {
+        &self.repo
+    }
+
+    /// The plaintext of a chunk whose place is known.
+    pub fn plaintext_at(&self, opener: &mut Opener, place: &Location) -> Result<Bytes, PipelineError> {
+        let plaintext = self.fetch_and_open(opener, &place.blob, 0)?;
+        Ok((plaintext, place.blob.range_of(&(place.position..place.position + 1))))
     }
 
     /// Fetches and opens the blobs of a window. What cannot be had where the index says is looked for elsewhere.
@@ -293,7 +322,7 @@ impl Reader {
             if depth >= DELTA_DEPTH_MAX {
                 return Err(stream_error("its chunks rest on each other too deep"));
             }
-            let found = self.locate(base, BlobKind::Data)?;
+            let found = self.locate_base(base, blob.contents.depth)?;
             let plaintext = self.fetch_and_open(opener, &found.blob, depth + 1)?;
             bases.extend_from_slice(&plaintext[found.blob.range_of(&(found.position..found.position + 1))]);
         }
@@ -303,16 +332,21 @@ impl Reader {
             .map_err(|error| damaged(&format!("{} (blob at {})", pack_name(&blob.pack), blob.offset), &error))?;
         let plaintext = Arc::new(plaintext);
         let mut opened = self.opened.lock().expect("no code panics while it holds this lock");
-        if opened.len() >= READ_AHEAD_BLOBS {
+        if opened.len() >= OPENED_BLOBS {
             opened.pop_front();
         }
         opened.push_back((blob.pack, blob.offset, plaintext.clone()));
         Ok(plaintext)
     }
 
+    /// A blob that is still open; the ones used last are kept longest.
     fn kept(&self, blob: &BlobRow) -> Option<Arc<Vec<u8>>> {
-        let opened = self.opened.lock().expect("no code panics while it holds this lock");
-        opened.iter().find(|(pack, offset, _)| *pack == blob.pack && *offset == blob.offset).map(|kept| kept.2.clone())
+        let mut opened = self.opened.lock().expect("no code panics while it holds this lock");
+        let at = opened.iter().position(|(pack, offset, _)| *pack == blob.pack && *offset == blob.offset)?;
+        let kept = opened.remove(at).expect("it was found there");
+        let plaintext = kept.2.clone();
+        opened.push_back(kept);
+        Some(plaintext)
     }
 
     /// Calls `each` with every item of a manifest, in order.

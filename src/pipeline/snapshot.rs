@@ -1,17 +1,18 @@
 //! A snapshot being written: the [`ItemSink`] that sources push into, and the manifest at its end.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use crate::chunk::Chunker;
-use crate::format::manifest::{ChunkerParams, Item, StreamRef, check_item_path};
+use crate::format::manifest::{ChunkerParams, Item, Manifest, StreamRef, check_item_path};
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
-use crate::limits::ITEM_LINE_BYTES_MAX;
+use crate::limits::{EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, ITEM_LINE_BYTES_MAX};
 use crate::pipeline::PipelineError;
-use crate::pipeline::packer::{Added, Packer, Pending};
+use crate::pipeline::delta::Earlier;
+use crate::pipeline::packer::{Added, BaseFinder, Packer, Pending};
 use crate::pipeline::read::Reader;
 use crate::pipeline::stream::{BlobBuilder, Shared, StreamWriter};
 use crate::progress::Progress;
@@ -34,6 +35,8 @@ pub struct WriteOptions {
     pub sealers: usize,
     /// zstd level.
     pub level: i32,
+    /// Whether new chunks are compressed against older ones that they resemble.
+    pub delta: bool,
 }
 
 /// What was written, for the manifest.
@@ -55,9 +58,19 @@ pub struct SnapshotWriter {
     shared: Arc<Shared>,
     added: Arc<Added>,
     lines: Mutex<Lines>,
-    paths: Mutex<HashSet<[u8; 16]>>,
+    paths: Mutex<HashSet<PathHash>>,
     /// Items begun and neither finished nor given up.
     open: AtomicU64,
+    /// Streams of the parent snapshot's larger items, where bases are looked for.
+    earlier: HashMap<PathHash, StreamRef>,
+    reader: Arc<Reader>,
+}
+
+/// Sixteen bytes of hash a path, so that a million files take little memory.
+type PathHash = [u8; 16];
+
+fn path_hash(path: &str) -> PathHash {
+    *blake3::hash(path.as_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes")
 }
 
 /// Item lines in order. Items that finish early wait for those before them.
@@ -68,9 +81,10 @@ struct Lines {
 }
 
 impl SnapshotWriter {
-    /// `marked` are packs that must not be rested on.
+    /// `marked` are packs that must not be rested on; `parent` is an earlier snapshot of the same.
     pub fn new(
         repo: Arc<Repository>,
+        parent: Option<&Manifest>,
         marked: HashSet<ObjectId>,
         options: WriteOptions,
         progress: Progress,
@@ -78,7 +92,16 @@ impl SnapshotWriter {
         let chunker = Chunker::new(repo.config.chunker, repo.keys.cdc_table())
             .map_err(|error| RepoError::Refused { detail: error.to_string() })?;
         let (pending, added) = (Arc::<Pending>::default(), Arc::<Added>::default());
-        let packer = Packer::start(repo.clone(), pending.clone(), added.clone(), options.sealers, options.level);
+        let (marked, rests_on) = (Arc::new(marked), Arc::<Mutex<HashSet<ObjectId>>>::default());
+        let reader = Arc::new(Reader::new(repo.clone(), 1, Progress::default()));
+        let parent = parent.filter(|_| options.delta);
+        let earlier = parent.map_or_else(HashMap::new, |parent| earlier_streams(&reader, parent));
+        let bases = (!earlier.is_empty()).then(|| BaseFinder {
+            reader: reader.clone(),
+            marked: marked.clone(),
+            rests_on: rests_on.clone(),
+        });
+        let packer = Packer::start(repo.clone(), pending.clone(), added.clone(), bases, options.sealers, options.level);
         let shared = Arc::new(Shared {
             repo,
             chunker,
@@ -87,12 +110,13 @@ impl SnapshotWriter {
             counters: Counters::default(),
             progress,
             marked,
-            rests_on: Mutex::default(),
+            rests_on,
+            standing: Mutex::default(),
             tails: [BlobKind::Data, BlobKind::Meta].map(|kind| Mutex::new(BlobBuilder::new(kind))),
         });
-        let stream = StreamWriter::new(shared.clone(), BlobKind::Meta);
+        let stream = StreamWriter::new(shared.clone(), BlobKind::Meta, None);
         let lines = Mutex::new(Lines { stream, next: 0, early: BTreeMap::new() });
-        Ok(Self { shared, added, lines, paths: Mutex::default(), open: AtomicU64::new(0) })
+        Ok(Self { shared, added, lines, paths: Mutex::default(), open: AtomicU64::new(0), earlier, reader })
     }
 
     /// Why storing failed, if it did.
@@ -125,14 +149,14 @@ impl SnapshotWriter {
             bytes_stored: read(&self.added.bytes_stored),
             chunkers: vec![shared.repo.config.chunker],
             item_lines,
-            rests_on: shared.rests_on.into_inner().expect("no code panics while it holds this lock"),
+            rests_on: std::mem::take(&mut shared.rests_on.lock().expect("no code panics while it holds this lock")),
         })
     }
 
     fn check_path(&self, path: &str) -> Result<(), PipelineError> {
         let wrong = |detail: &str| PipelineError::Item { path: path.to_owned(), detail: detail.to_owned() };
         check_item_path(path).map_err(|_| wrong("is not a valid item path"))?;
-        let fresh = self.paths.lock().expect("no code panics while it holds this lock").insert(short_of(path));
+        let fresh = self.paths.lock().expect("no code panics while it holds this lock").insert(path_hash(path));
         if fresh { Ok(()) } else { Err(wrong("comes twice")) }
     }
 
@@ -162,10 +186,27 @@ impl SnapshotWriter {
     }
 }
 
+/// The parent's items that are worth looking for bases in. Without them a backup is larger, and no less a backup.
+fn earlier_streams(reader: &Reader, parent: &Manifest) -> HashMap<PathHash, StreamRef> {
+    let mut streams = HashMap::new();
+    let read = reader.each_item(parent, &mut |item| {
+        if item.bytes >= EARLIER_ITEM_BYTES_MIN && streams.len() < EARLIER_ITEMS_MAX {
+            streams.insert(path_hash(&item.path), item.stream);
+        }
+        Ok(())
+    });
+    if let Err(error) = read {
+        tracing::warn!("the parent snapshot cannot be read, so nothing is compressed against it: {error}");
+    }
+    streams
+}
+
 impl ItemSink for SnapshotWriter {
     fn begin<'s>(&'s self, order: u64, path: &str, kind: &str) -> io::Result<Box<dyn ItemStream + 's>> {
         self.check_path(path)?;
-        let stream = StreamWriter::new(self.shared.clone(), BlobKind::Data);
+        let earlier =
+            self.earlier.get(&path_hash(path)).map(|stream| Earlier::new(self.reader.clone(), stream.clone()));
+        let stream = StreamWriter::new(self.shared.clone(), BlobKind::Data, earlier);
         self.open.fetch_add(1, Relaxed);
         Ok(Box::new(ItemWriter { writer: self, order, path: path.to_owned(), kind: kind.to_owned(), stream }))
     }
@@ -192,11 +233,6 @@ impl ItemSink for SnapshotWriter {
         shared.progress.add_bytes(item.bytes);
         Ok(true)
     }
-}
-
-/// Sixteen bytes of hash a path, so that a million files take little memory.
-fn short_of(path: &str) -> [u8; 16] {
-    *blake3::hash(path.as_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes")
 }
 
 struct ItemWriter<'s> {
@@ -239,7 +275,7 @@ impl ItemStream for ItemWriter<'_> {
     fn discard(self: Box<Self>) -> io::Result<()> {
         // Ended all the same: other items may rest already on chunks that this one was the first to bring.
         self.stream.finish()?;
-        self.writer.paths.lock().expect("no code panics while it holds this lock").remove(&short_of(&self.path));
+        self.writer.paths.lock().expect("no code panics while it holds this lock").remove(&path_hash(&self.path));
         self.writer.open.fetch_sub(1, Relaxed);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! One stream of plaintext, cut into chunks on the thread that writes it. Chunks that are stored already end here.
 
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -8,12 +9,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::chunk::Chunker;
 use crate::format::manifest::{ChunkEntry, StreamRef, encode_entries};
 use crate::format::pack::{BlobContents, BlobKind};
-use crate::limits::{BLOB_BYTES_TARGET, BLOB_CHUNKS_MAX, LIST_INLINE_ENTRIES, STREAM_BUFFER_BYTES};
+use crate::id::ObjectId;
+use crate::limits::{
+    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_TARGET, BLOB_CHUNKS_MAX, DELTA_BLOB_BYTES_TARGET, LIST_INLINE_ENTRIES,
+    STANDING_BLOBS, STREAM_BUFFER_BYTES,
+};
 use crate::pipeline::PipelineError;
+use crate::pipeline::delta::Earlier;
 use crate::pipeline::packer::{Blob, Packer, Pending};
 use crate::pipeline::snapshot::Counters;
 use crate::progress::Progress;
 use crate::repo::Repository;
+use crate::repo::index::BlobRow;
 use crate::seal::blob::name_of;
 
 /// Below this a blob's rest at the end of a stream waits for the next stream, so that small items share blobs.
@@ -30,9 +37,11 @@ pub struct Shared {
     pub counters: Counters,
     pub progress: Progress,
     /// Packs that new backups must not rest on.
-    pub marked: std::collections::HashSet<crate::id::ObjectId>,
+    pub marked: Arc<HashSet<ObjectId>>,
     /// Old packs that this backup rests on.
-    pub rests_on: Mutex<std::collections::HashSet<crate::id::ObjectId>>,
+    pub rests_on: Arc<Mutex<HashSet<ObjectId>>>,
+    /// Blobs that were looked at: whether they have all their bases.
+    pub standing: Mutex<HashMap<(ObjectId, u32), bool>>,
     /// Rests of streams, waiting to fill a blob: data, meta.
     pub tails: [Mutex<BlobBuilder>; 2],
 }
@@ -42,15 +51,30 @@ pub struct BlobBuilder {
     kind: BlobKind,
     chunks: Vec<ChunkEntry>,
     plaintext: Vec<u8>,
+    /// Candidates for bases, in order.
+    bases: Vec<ChunkEntry>,
+    base_bytes: usize,
 }
 
 impl BlobBuilder {
     pub fn new(kind: BlobKind) -> Self {
-        Self { kind, chunks: Vec::new(), plaintext: Vec::new() }
+        Self { kind, chunks: Vec::new(), plaintext: Vec::new(), bases: Vec::new(), base_bytes: 0 }
     }
 
     fn is_full(&self) -> bool {
-        self.plaintext.len() >= BLOB_BYTES_TARGET || self.chunks.len() >= BLOB_CHUNKS_MAX
+        let target = if self.bases.is_empty() { BLOB_BYTES_TARGET } else { DELTA_BLOB_BYTES_TARGET };
+        self.plaintext.len() >= target || self.chunks.len() >= BLOB_CHUNKS_MAX
+    }
+
+    /// Adds what is not yet among the bases, as far as there is room.
+    fn add_bases(&mut self, bases: &[ChunkEntry]) {
+        for base in bases {
+            let bytes = self.base_bytes + base.bytes as usize;
+            if self.bases.len() < BLOB_BASES_MAX && bytes <= BASE_BYTES_MAX && !self.bases.contains(base) {
+                self.bases.push(*base);
+                self.base_bytes = bytes;
+            }
+        }
     }
 
     /// Sends what was gathered and starts anew.
@@ -60,8 +84,10 @@ impl BlobBuilder {
         }
         let plaintext = std::mem::replace(&mut self.plaintext, packer.buffer());
         let chunks = std::mem::take(&mut self.chunks);
+        let candidates = std::mem::take(&mut self.bases);
+        self.base_bytes = 0;
         let contents = BlobContents { kind: self.kind, depth: 0, chunks, bases: Vec::new() };
-        packer.push(Blob::Plain { contents, plaintext, bases: Vec::new() })
+        packer.push(Blob::Plain { contents, plaintext, candidates })
     }
 }
 
@@ -80,6 +106,7 @@ struct Cutter {
     kind: BlobKind,
     blob: BlobBuilder,
     list: ListBuilder,
+    earlier: Option<Earlier>,
     bytes: u64,
     bytes_new: u64,
 }
@@ -94,9 +121,10 @@ pub struct StreamDone {
 }
 
 impl StreamWriter {
-    pub fn new(shared: Arc<Shared>, kind: BlobKind) -> Self {
+    /// `earlier` is where bases are looked for.
+    pub fn new(shared: Arc<Shared>, kind: BlobKind, earlier: Option<Earlier>) -> Self {
         let list = ListBuilder { shared: shared.clone(), entries: Vec::new(), deeper: None };
-        let cutter = Cutter { blob: BlobBuilder::new(kind), kind, list, bytes: 0, bytes_new: 0, shared };
+        let cutter = Cutter { blob: BlobBuilder::new(kind), kind, list, earlier, bytes: 0, bytes_new: 0, shared };
         Self { buffer: Vec::new(), hashed: 0, hash: blake3::Hasher::new(), cutter }
     }
 
@@ -155,7 +183,6 @@ impl Cutter {
         if self.kind == BlobKind::Data {
             self.shared.progress.add_bytes(at as u64);
         }
-        self.bytes += at as u64;
         Ok(at)
     }
 
@@ -164,8 +191,17 @@ impl Cutter {
         let bytes = u32::try_from(plaintext.len()).expect("chunks are bounded");
         let entry = ChunkEntry { id, bytes };
         self.list.push(entry)?;
+        let at = self.bytes;
+        self.bytes += u64::from(bytes);
         if self.shared.is_stored(&entry) || !self.shared.pending.take(id) {
+            if let Some(earlier) = &mut self.earlier {
+                earlier.anchor(&id, at, bytes);
+            }
             return Ok(());
+        }
+        if let Some(earlier) = &mut self.earlier {
+            let bases = earlier.bases(at, bytes);
+            self.blob.add_bases(&bases);
         }
         self.bytes_new += u64::from(bytes);
         self.blob.chunks.push(entry);
@@ -184,6 +220,7 @@ impl Cutter {
             if tail.chunks.len() + self.blob.chunks.len() > BLOB_CHUNKS_MAX {
                 tail.flush(&shared.packer)?;
             }
+            tail.add_bases(&self.blob.bases);
             tail.chunks.append(&mut self.blob.chunks);
             tail.plaintext.extend_from_slice(&self.blob.plaintext);
             if tail.is_full() {
@@ -207,14 +244,33 @@ impl io::Write for StreamWriter {
 }
 
 impl Shared {
-    /// Whether a chunk is in a pack that this backup may rest on. Its length must agree too.
+    /// Whether a chunk is in a pack that this backup may rest on, and with it all that its blob rests on. Its length must
+    /// agree too.
     pub fn is_stored(&self, entry: &ChunkEntry) -> bool {
-        let Some(found) = self.repo.index.find(&entry.id, |pack| !self.marked.contains(pack)) else { return false };
-        if found.blob.contents.chunks[found.position].bytes != entry.bytes {
-            return false;
-        }
-        self.rests_on.lock().expect("no code panics while it holds this lock").insert(found.blob.pack);
-        true
+        let found = self.repo.index.find(&entry.id, |pack| !self.marked.contains(pack));
+        found.is_some_and(|found| found.blob.contents.chunks[found.position] == *entry && self.stands(&found.blob))
+    }
+
+    /// Whether a blob has all its bases, in packs that may be rested on. If so these packs and its own are rested on.
+    fn stands(&self, blob: &BlobRow) -> bool {
+        let place = (blob.pack, blob.offset);
+        let known = self.standing.lock().expect("no code panics while it holds this lock").get(&place).copied();
+        known.unwrap_or_else(|| {
+            let stands = blob.contents.bases.iter().all(|base| {
+                let usable =
+                    |other: &BlobRow| other.contents.depth < blob.contents.depth && !self.marked.contains(&other.pack);
+                self.repo.index.find_blob(&base.id, usable).is_some_and(|found| self.stands(&found.blob))
+            });
+            if stands {
+                self.rests_on.lock().expect("no code panics while it holds this lock").insert(blob.pack);
+            }
+            let mut standing = self.standing.lock().expect("no code panics while it holds this lock");
+            if standing.len() >= STANDING_BLOBS {
+                standing.clear();
+            }
+            standing.insert(place, stands);
+            stands
+        })
     }
 }
 
@@ -233,7 +289,8 @@ impl ListBuilder {
 
     fn spill(&mut self) -> Result<(), PipelineError> {
         let shared = &self.shared;
-        let deeper = self.deeper.get_or_insert_with(|| Box::new(StreamWriter::new(shared.clone(), BlobKind::Meta)));
+        let deeper =
+            self.deeper.get_or_insert_with(|| Box::new(StreamWriter::new(shared.clone(), BlobKind::Meta, None)));
         deeper.push(&encode_entries(&self.entries))?;
         self.entries.clear();
         Ok(())

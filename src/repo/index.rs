@@ -103,6 +103,11 @@ impl LocalIndex {
     ///
     /// A row that fails its check is as good as none.
     pub fn find(&self, id: &ChunkId, usable: impl Fn(&ObjectId) -> bool) -> Option<Location> {
+        self.find_blob(id, |blob| usable(&blob.pack))
+    }
+
+    /// Like [`find`](Self::find), asking about blobs.
+    pub fn find_blob(&self, id: &ChunkId, usable: impl Fn(&BlobRow) -> bool) -> Option<Location> {
         let mut inner = self.lock();
         let found = inner.blobs_of(id);
         let numbers = match found {
@@ -115,7 +120,7 @@ impl LocalIndex {
         for (number, position) in numbers {
             let Some(blob) = inner.blob(number, &self.keys) else { continue };
             let position = usize::try_from(position).unwrap_or(usize::MAX);
-            if usable(&blob.pack) && blob.contents.chunks.get(position).is_some_and(|chunk| chunk.id == *id) {
+            if usable(&blob) && blob.contents.chunks.get(position).is_some_and(|chunk| chunk.id == *id) {
                 return Some(Location { blob, position });
             }
         }

@@ -1,0 +1,201 @@
+//! What goes in comes out: streams of every shape through a repository in memory, with and without delta, with the local
+//! index whole, deleted and damaged.
+
+use std::io;
+use std::sync::Arc;
+
+use serde_json::Map;
+use vault::backend::memory::Memory;
+use vault::ops::restore::SnapshotItems;
+use vault::ops::snapshot::{SnapshotOptions, snapshot};
+use vault::pipeline::snapshot::WriteOptions;
+use vault::progress::Progress;
+use vault::repo::snapshots::Snapshot;
+use vault::repo::{Places, Repository};
+use vault::seal::slot::Secret;
+use vault::source::{ItemFacts, ItemSource, SourceFacts};
+
+struct Lab {
+    folder: tempfile::TempDir,
+    backend: Arc<Memory>,
+}
+
+fn secret() -> Secret {
+    Secret::KeyFile([7; 32].into())
+}
+
+impl Lab {
+    fn new() -> Self {
+        let lab = Self { folder: tempfile::tempdir().unwrap(), backend: Arc::new(Memory::default()) };
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        Repository::init(lab.backend.clone(), &secret(), "test", now, &lab.places()).unwrap();
+        lab
+    }
+
+    fn places(&self) -> Places {
+        Places { cache: self.folder.path().join("cache"), state: self.folder.path().join("state") }
+    }
+
+    fn open(&self) -> Arc<Repository> {
+        let repo = Repository::open(self.backend.clone(), &secret(), &self.places()).unwrap();
+        repo.load_index(&Progress::default()).unwrap();
+        Arc::new(repo)
+    }
+
+    fn take(&self, items: &[(&str, &[u8])], delta: bool) -> Snapshot {
+        let options = SnapshotOptions {
+            source: "test".to_owned(),
+            name: "test".to_owned(),
+            host: "here".to_owned(),
+            tags: Vec::new(),
+            options: Map::new(),
+            write: WriteOptions { sealers: 2, level: 3, delta },
+            time: jiff::Timestamp::now(),
+        };
+        snapshot(&self.open(), options, &Progress::default(), |sink, _| -> io::Result<SourceFacts> {
+            for (order, (path, bytes)) in items.iter().enumerate() {
+                let mut stream = sink.begin(order as u64, path, "test")?;
+                io::copy(&mut &bytes[..], &mut stream)?;
+                stream.finish(ItemFacts::default())?;
+            }
+            Ok(SourceFacts::default())
+        })
+        .unwrap()
+    }
+
+    fn assert_holds(&self, snapshot: &Snapshot, items: &[(&str, &[u8])]) {
+        let source = SnapshotItems::new(self.open(), snapshot.manifest.clone(), 2, Progress::default());
+        let mut got = Vec::new();
+        source
+            .each_item(&mut |item| {
+                let mut bytes = Vec::new();
+                source.read_item(&item, &mut bytes)?;
+                got.push((item.path.clone(), bytes));
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(got.len(), items.len());
+        for ((path, bytes), (wanted_path, wanted)) in got.iter().zip(items) {
+            assert_eq!(path, wanted_path);
+            assert!(bytes == wanted, "{path} came back with other bytes");
+        }
+    }
+}
+
+/// Bytes that look random and are the same everywhere.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut out = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+    out
+}
+
+/// A table dump: rows of about 100 bytes, of which `changed` says which have another text.
+fn rows(count: u32, changed: impl Fn(u32) -> bool) -> Vec<u8> {
+    (0..count)
+        .flat_map(|row| {
+            let text =
+                data_encoding::HEXLOWER.encode(&noise(u64::from(row) + u64::from(changed(row)) * 1_000_000_007, 40));
+            format!("{row}\t{text}\tsome words that are the same in every row\n").into_bytes()
+        })
+        .collect()
+}
+
+#[test]
+fn streams_of_every_size_come_back() {
+    let lab = Lab::new();
+    let sizes = [0, 1, 16_384, 16_385, 262_144, 1 << 20, (1 << 20) + 1, 5_000_000, 40_000_000];
+    let streams: Vec<_> = sizes.iter().map(|&size| (format!("noise/{size}"), noise(size as u64, size))).collect();
+    let mut items: Vec<_> = streams.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
+    let zeros = vec![0; 3_000_000];
+    items.push(("zeros", &zeros));
+    let first = lab.take(&items, true);
+    lab.assert_holds(&first, &items);
+    let second = lab.take(&items, true);
+    assert_eq!(second.manifest.bytes_new, 0, "the same again is found again, all of it");
+    assert_eq!(second.manifest.parent, Some(first.id));
+    assert_eq!((second.manifest.seq, second.manifest.previous), (2, Some(first.id)));
+    lab.assert_holds(&second, &items);
+}
+
+#[test]
+fn many_small_items_share_blobs() {
+    let lab = Lab::new();
+    let streams: Vec<_> = (0..3000u64).map(|n| (format!("small/{n}"), noise(n, 200))).collect();
+    let items: Vec<_> = streams.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
+    let taken = lab.take(&items, true);
+    assert!(taken.manifest.bytes_stored < 2_000_000, "600 kB of noise in {} bytes", taken.manifest.bytes_stored);
+    lab.assert_holds(&taken, &items);
+}
+
+#[test]
+fn scattered_changes_cost_little_with_delta_and_chains_end() {
+    let lab = Lab::new();
+    let mut stored = Vec::new();
+    let mut days = Vec::new();
+    for day in 0..7u32 {
+        let dump = rows(200_000, |row| day > 0 && row.wrapping_mul(2_654_435_761) % 100 < day);
+        let taken = lab.take(&[("table", &dump)], true);
+        stored.push(taken.manifest.bytes_stored);
+        days.push((taken, dump));
+    }
+    let alone = Lab::new();
+    alone.take(&[("table", &days[0].1)], false);
+    let without = alone.take(&[("table", &days[1].1)], false).manifest.bytes_stored;
+    assert!(stored[1] * 5 < without, "with delta {stored:?}, without {without}");
+    for (taken, dump) in &days {
+        lab.assert_holds(taken, &[("table", dump)]);
+    }
+}
+
+#[test]
+fn rows_that_leave_their_place_are_found_by_the_lengths_of_chunks() {
+    let lab = Lab::new();
+    let first = rows(200_000, |_| false);
+    // As in a heap: changed rows leave holes where they were and come again at the end; something new stands before all.
+    let lines: Vec<&[u8]> = first.split_inclusive(|&b| b == b'\n').collect();
+    let (moved, stay): (Vec<_>, Vec<_>) = lines.iter().enumerate().partition(|(row, _)| row % 97 == 0);
+    let mut second = noise(1, 700_000);
+    stay.iter().chain(&moved).for_each(|(_, line)| second.extend_from_slice(line));
+    lab.take(&[("table", &first)], true);
+    let taken = lab.take(&[("table", &second)], true);
+    lab.assert_holds(&taken, &[("table", &second)]);
+    let alone = Lab::new();
+    alone.take(&[("table", &first)], false);
+    let without = alone.take(&[("table", &second)], false).manifest.bytes_stored - 700_000;
+    let with = taken.manifest.bytes_stored - 700_000;
+    assert!(with * 3 < without, "with delta {with}, without {without}");
+}
+
+#[test]
+fn a_deleted_or_damaged_local_index_changes_no_result() {
+    let lab = Lab::new();
+    let data = noise(1, 9_000_000);
+    let taken = lab.take(&[("data", &data)], true);
+    let file = std::fs::read_dir(lab.places().cache).unwrap().next().unwrap().unwrap().path().join("index.sqlite");
+    let whole = std::fs::read(&file).unwrap();
+    assert!(!whole.is_empty(), "the local index is where it is looked for");
+    let remove_journal = || {
+        for suffix in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
+        }
+    };
+    for damage in 0..40 {
+        remove_journal();
+        let mut bytes = whole.clone();
+        match damage {
+            0 => bytes.clear(),
+            1 => bytes.truncate(whole.len() / 2),
+            2 => bytes = noise(2, 8192),
+            _ => {
+                let at = (damage * 7919) * 131 % whole.len();
+                bytes[at..].iter_mut().take(64).for_each(|byte| *byte ^= 0x5a);
+            }
+        }
+        std::fs::write(&file, bytes).unwrap();
+        lab.assert_holds(&taken, &[("data", &data)]);
+        let again = lab.take(&[("data", &data)], true);
+        lab.assert_holds(&again, &[("data", &data)]);
+    }
+    std::fs::remove_dir_all(lab.places().cache).unwrap();
+    lab.assert_holds(&taken, &[("data", &data)]);
+}
