@@ -181,16 +181,22 @@ impl Reader {
         let found = match find() {
             Some(found) => found,
             // The local index may be behind: another host may have written or prune may have moved it.
-            None => {
-                self.repo.load_index(&Progress::default())?;
-                find().ok_or_else(|| missing_chunk(&entry.id))?
-            }
+            None => self.look_again(find)?.ok_or_else(|| missing_chunk(&entry.id))?,
         };
         let blob = &found.blob.contents;
         if blob.kind != kind || blob.chunks[found.position] != *entry {
             return Err(stream_error(&format!("chunk {} is stored with another length or kind", entry.id)));
         }
         Ok(found)
+    }
+
+    /// Looks for what the local index did not know: after it was brought up to date, then after it was made anew.
+    fn look_again(&self, find: impl Fn() -> Option<Location>) -> Result<Option<Location>, RepoError> {
+        self.repo.load_index(&Progress::default())?;
+        match find() {
+            None if self.repo.reload_index()? => Ok(find()),
+            found => Ok(found),
+        }
     }
 
     /// A base lies in a blob less deep than the one that rests on it; so no two can rest on each other.
@@ -203,10 +209,7 @@ impl Reader {
         };
         match find() {
             Some(found) => Ok(found),
-            None => {
-                self.repo.load_index(&Progress::default())?;
-                find().ok_or_else(|| missing_chunk(&base.id))
-            }
+            None => self.look_again(find)?.ok_or_else(|| missing_chunk(&base.id)),
         }
     }
 

@@ -227,7 +227,10 @@ impl Cutter {
                 tail.flush(&shared.packer)?;
             }
         }
-        shared.counters.bytes_new.fetch_add(self.bytes_new, Relaxed);
+        // Lists and item lines are ours, not the source's.
+        if self.kind == BlobKind::Data {
+            shared.counters.bytes_new.fetch_add(self.bytes_new, Relaxed);
+        }
         Ok(self)
     }
 }

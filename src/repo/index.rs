@@ -48,6 +48,7 @@ struct Inner {
     db: Connection,
     rows: HashMap<i64, Arc<BlobRow>>,
     in_memory: bool,
+    made_anew: bool,
 }
 
 impl LocalIndex {
@@ -75,7 +76,7 @@ impl LocalIndex {
                 (in_memory().map_err(|error| cache_error(&path, &error))?, true)
             }
         };
-        Ok(Self { keys, path, inner: Mutex::new(Inner { db, rows: HashMap::new(), in_memory }) })
+        Ok(Self { keys, path, inner: Mutex::new(Inner { db, rows: HashMap::new(), in_memory, made_anew: false }) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -440,6 +441,27 @@ fn cache_error(path: &Path, error: &rusqlite::Error) -> RepoError {
 }
 
 impl Repository {
+    /// Makes the local index anew from the index objects, once in the life of this value: for when it does not know what
+    /// it should. Returns whether it did.
+    pub fn reload_index(&self) -> Result<bool, RepoError> {
+        {
+            let mut inner = self.index.lock();
+            if inner.made_anew {
+                return Ok(false);
+            }
+            inner.made_anew = true;
+            inner.rows.clear();
+            tracing::warn!("the local index {} is short of entries: making it anew", self.index.path.display());
+            let emptied = inner.db.execute_batch("DROP TABLE IF EXISTS objects; PRAGMA user_version = 0;");
+            if let Err(error) = emptied.and_then(|()| set_up(&inner.db)) {
+                drop(inner);
+                self.index.reset(&error)?;
+            }
+        }
+        self.load_index(&Progress::default())?;
+        Ok(true)
+    }
+
     /// Brings the local index up to date with the index objects in the store.
     pub fn load_index(&self, progress: &Progress) -> Result<(), RepoError> {
         match self.try_load_index(progress) {
