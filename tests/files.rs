@@ -1106,7 +1106,7 @@ impl Store {
             host: "here".to_owned(),
             tags: Vec::new(),
             options: Map::new(),
-            write: WriteOptions { sealers: 2, level: 3 },
+            write: WriteOptions { sealers: 2, level: 3, delta: true },
             time: jiff::Timestamp::now(),
         };
         let progress = Progress::default();
