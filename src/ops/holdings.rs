@@ -61,6 +61,7 @@ pub struct HeldBlob {
     pub stored: u32,
     pub raw_bytes: u32,
     pub kind: BlobKind,
+    pub depth: u8,
 }
 
 /// A chunk of a blob.
@@ -147,6 +148,7 @@ impl Holdings {
                 stored: entry.stored,
                 raw_bytes: number(contents.raw_bytes()),
                 kind: contents.kind,
+                depth: contents.depth,
             });
             let chunks = contents.chunks.iter();
             self.chunks.extend(chunks.map(|chunk| HeldChunk {

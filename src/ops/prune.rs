@@ -443,6 +443,7 @@ impl Survey {
             .iter()
             .map(|pack| self.stored.get(&pack.id).is_some_and(|(bytes, _)| *bytes == u64::from(pack.bytes)))
             .collect();
+        let max_unused = options.max_unused.unwrap_or(if options.grace.is_zero() { 0.0 } else { MAX_UNUSED });
         loop {
             // Of several copies the one stays that lies in the pack with most that is alive.
             let mut reached_bytes = vec![0u64; holdings.packs.len()];
@@ -461,7 +462,12 @@ impl Survey {
                 if holdings.flags[run.start] & REACHED == 0 {
                     continue;
                 }
-                let best = run.clone().min_by_key(|&position| rank(holdings.pack_of(position)));
+                // Of what can be had the least deep comes first: a base stays where what rests on it looks for it.
+                let best = run.clone().min_by_key(|&position| {
+                    let pack = holdings.pack_of(position);
+                    let depth = holdings.blobs[holdings.chunks()[position].blob as usize].depth;
+                    (!whole[pack as usize], depth, rank(pack))
+                });
                 let best = best.expect("a run has at least one copy");
                 if !whole[holdings.pack_of(best) as usize] {
                     let name = pack_name(&holdings.packs[holdings.pack_of(best) as usize].id);
@@ -476,8 +482,8 @@ impl Survey {
             for position in claimed {
                 holdings.flags[position] |= CLAIMED;
             }
-            // While a blob is in use, so are its bases.
-            if !reach_bases(holdings)? {
+            // While the index lists a blob, its bases are stored: dead blobs of packs that may be kept as they are count too.
+            if !reach_bases(holdings, max_unused > 0.0 || !options.repack)? {
                 break;
             }
         }
@@ -487,7 +493,6 @@ impl Survey {
                 live_raw[chunk.blob as usize] += u64::from(chunk.bytes);
             }
         }
-        let max_unused = options.max_unused.unwrap_or(if options.grace.is_zero() { 0.0 } else { MAX_UNUSED });
         for pack in &holdings.packs {
             let (mut live, mut dead_bytes) = (0, 0);
             for blob in pack.blobs.clone() {
@@ -608,14 +613,22 @@ fn missing(entry: &ChunkEntry) -> PipelineError {
     RepoError::Damaged { name: format!("chunk {}", entry.id), detail }.into()
 }
 
-/// Reaches the bases of blobs in use; says whether any was new.
-fn reach_bases(holdings: &mut Holdings) -> Result<bool, PruneError> {
+/// Reaches the bases of blobs in use, or with `neighbours` of all blobs in packs of which anything is in use; says whether
+/// any was new.
+fn reach_bases(holdings: &mut Holdings, neighbours: bool) -> Result<bool, PruneError> {
     if holdings.bases.is_empty() {
         return Ok(false);
     }
     let mut in_use = vec![false; holdings.blobs.len()];
     for (position, chunk) in holdings.chunks().iter().enumerate() {
         in_use[chunk.blob as usize] |= holdings.flags[position] & CLAIMED != 0;
+    }
+    if neighbours {
+        for pack in &holdings.packs {
+            if pack.blobs.clone().any(|blob| in_use[blob as usize]) {
+                pack.blobs.clone().for_each(|blob| in_use[blob as usize] = true);
+            }
+        }
     }
     let bases: Vec<_> = holdings.bases.iter().filter(|(blob, ..)| in_use[*blob as usize]).copied().collect();
     let mut more = false;
@@ -991,7 +1004,7 @@ impl<'a> Run<'a> {
         self.progress.add_items_total(numbers.len() as u64);
         let added = Arc::<Added>::default();
         let (sealers, level) = (self.options.sealers, self.options.level);
-        let packer = Packer::start(self.repo.clone(), Arc::<Pending>::default(), added.clone(), sealers, level);
+        let packer = Packer::start(self.repo.clone(), Arc::<Pending>::default(), added.clone(), None, sealers, level);
         let reader = Reader::new(self.repo.clone(), 1, self.progress.clone());
         let mut copier = Copier {
             repo: self.repo,
@@ -1245,7 +1258,7 @@ impl Copier<'_> {
         if contents.chunks.is_empty() {
             return Ok(());
         }
-        self.packer.push(Blob::Plain { contents, plaintext, bases: Vec::new() })
+        self.packer.push(Blob::Plain { contents, plaintext, candidates: Vec::new() })
     }
 
     fn flush(&mut self) -> Result<(), PipelineError> {

@@ -145,7 +145,7 @@ pub fn try_backup(
         host: "h".to_owned(),
         tags: vec![],
         options: Map::new(),
-        write: WriteOptions { sealers: 1, level: 1 },
+        write: WriteOptions { sealers: 1, level: 1, delta: true },
         time,
     };
     snapshot(repo, options, &Progress::default(), |sink, _| {
