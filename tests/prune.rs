@@ -715,7 +715,7 @@ fn a_full_store_with_only_unlisted_packs_gets_room_from_them() {
     let data = items(&[("i", noise(1, MB))]);
     let kept = backup(&repo, "n", &data);
     // A pack that a killed backup has left.
-    let packer = Packer::start(repo.clone(), Arc::<Pending>::default(), Arc::<Added>::default(), 1, 1);
+    let packer = Packer::start(repo.clone(), Arc::<Pending>::default(), Arc::<Added>::default(), None, 1, 1);
     let before = lab.names("index/");
     repo.index
         .each_pack(&mut |pack, _, blobs| {
