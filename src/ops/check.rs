@@ -571,9 +571,10 @@ fn detail_of(error: &RepoError) -> String {
 /// Counts what no backup reaches.
 fn dead(holdings: &Holdings, packs: &[PackState], garbage: &mut Garbage) {
     // Copies beside the first are dead too, but which one is, prune decides: here all of them live.
+    let flags = with_bases(holdings);
     let mut reached = vec![0u64; holdings.blobs.len()];
     let mut raw = vec![0u64; holdings.blobs.len()];
-    for (chunk, flag) in holdings.chunks().iter().zip(&holdings.flags) {
+    for (chunk, flag) in holdings.chunks().iter().zip(&flags) {
         raw[chunk.blob as usize] += u64::from(chunk.bytes);
         if *flag != 0 {
             reached[chunk.blob as usize] += u64::from(chunk.bytes);
@@ -591,6 +592,29 @@ fn dead(holdings: &Holdings, packs: &[PackState], garbage: &mut Garbage) {
             let dead =
                 |blob: usize| u64::from(holdings.blobs[blob].stored) * (raw[blob] - reached[blob]) / raw[blob].max(1);
             garbage.dead_bytes += blobs.map(dead).sum::<u64>();
+        }
+    }
+}
+
+/// The flags of what backups reach, and with it of what that rests on.
+fn with_bases(holdings: &Holdings) -> Vec<u8> {
+    let mut flags = holdings.flags.clone();
+    loop {
+        let mut in_use = vec![false; holdings.blobs.len()];
+        for (chunk, flag) in holdings.chunks().iter().zip(&flags) {
+            in_use[chunk.blob as usize] |= *flag != 0;
+        }
+        let mut more = false;
+        for (_, prefix, bytes) in holdings.bases.iter().filter(|(blob, ..)| in_use[*blob as usize]) {
+            for position in holdings.find(*prefix) {
+                if holdings.chunks()[position].bytes == *bytes && flags[position] == 0 {
+                    flags[position] = 1;
+                    more = true;
+                }
+            }
+        }
+        if !more {
+            return flags;
         }
     }
 }
