@@ -1,5 +1,7 @@
 //! `vault doctor`.
 
+mod postgres;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -14,9 +16,21 @@ use crate::backend::probe::{Verdict, probe_location};
 use crate::repo::Repository;
 
 /// Look at everything a backup needs, and say what is wrong and what to do about it
+///
+/// Without a source: this installation, the store (which is asked for everything that a repository needs, with objects that it
+/// removes again), the repository and its backups. With one: the source.
 #[derive(clap::Args)]
-#[command(after_help = super::EXIT_CODES)]
-pub struct Args {}
+#[command(after_help = super::EXIT_CODES, after_long_help = examples!("vault doctor" "vault doctor postgres"))]
+pub struct Args {
+    #[command(subcommand)]
+    source: Option<Source>,
+}
+
+#[derive(clap::Subcommand)]
+enum Source {
+    /// PostgreSQL: the way to the server, its version, pg_dump, rights
+    Postgres(postgres::Args),
+}
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +65,16 @@ impl Findings<'_> {
         self.context.print(format!("{:<8} {check:<11} {detail}", status.word()))
     }
 
+    /// The last object for scripts, and the exit code.
+    fn end(&self) -> anyhow::Result<ExitCode> {
+        let failed = self.failed.unwrap_or(Exit::Ok);
+        if self.context.global.json {
+            let status = if failed == Exit::Ok { "ok" } else { "failed" };
+            self.context.print(json!({ "status": status, "exit": failed as u8 }))?;
+        }
+        Ok(failed.into())
+    }
+
     /// Reports the error of a check that failed; `None` then.
     fn need<T>(&mut self, check: &str, result: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
         match result {
@@ -64,9 +88,13 @@ impl Findings<'_> {
     }
 }
 
-pub fn run(context: &Context, _args: Args) -> anyhow::Result<ExitCode> {
+pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
     let mut findings = Findings { context, failed: None };
     findings.say(Status::Ok, "version", format!("vault {}", env!("CARGO_PKG_VERSION")))?;
+    if let Some(Source::Postgres(args)) = &args.source {
+        postgres::run(&mut findings, args)?;
+        return findings.end();
+    }
     for (check, place) in [("cache", &context.places.cache), ("state", &context.places.state)] {
         folder(&mut findings, check, place)?;
     }
@@ -76,12 +104,7 @@ pub fn run(context: &Context, _args: Args) -> anyhow::Result<ExitCode> {
             repository(&mut findings, &repo)?;
         }
     }
-    let failed = findings.failed.unwrap_or(Exit::Ok);
-    if context.global.json {
-        let status = if failed == Exit::Ok { "ok" } else { "failed" };
-        context.print(json!({ "status": status, "exit": failed as u8 }))?;
-    }
-    Ok(failed.into())
+    findings.end()
 }
 
 /// A folder of this installation: can it be written, and how much fits.

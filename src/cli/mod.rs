@@ -21,6 +21,8 @@ macro_rules! examples {
 mod check;
 mod completions;
 mod context;
+mod demo;
+mod diff;
 mod doctor;
 mod exit;
 mod forget;
@@ -28,12 +30,14 @@ mod init;
 mod key;
 mod man;
 mod prune;
+mod repair;
 mod restore;
 mod screen;
 mod settings;
 mod show;
 mod snapshot;
 mod snapshots;
+mod stats;
 
 use std::process::ExitCode;
 
@@ -63,12 +67,16 @@ pub enum Command {
     Snapshot(snapshot::Args),
     Snapshots(snapshots::Args),
     Show(show::Args),
+    Diff(diff::Args),
+    Stats(stats::Args),
     Restore(restore::Args),
     Forget(forget::Args),
     Prune(prune::Args),
     Check(check::Args),
+    Repair(repair::Args),
     Key(key::Args),
     Doctor(doctor::Args),
+    Demo(demo::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -91,13 +99,17 @@ fn run(command: Command, global: &settings::Global) -> anyhow::Result<ExitCode> 
         Command::Init(args) => init::run(&context, args),
         Command::Snapshot(args) => snapshot::run(&context, args),
         Command::Snapshots(args) => snapshots::run(&context, args),
+        Command::Diff(args) => diff::run(&context, args),
+        Command::Stats(args) => stats::run(&context, args),
         Command::Show(args) => show::run(&context, args),
         Command::Restore(args) => restore::run(&context, args),
         Command::Forget(args) => forget::run(&context, args),
         Command::Prune(args) => prune::run(&context, args),
         Command::Check(args) => check::run(&context, args),
+        Command::Repair(args) => repair::run(&context, args),
         Command::Key(args) => key::run(&context, args),
         Command::Doctor(args) => doctor::run(&context, args),
+        Command::Demo(args) => demo::run(&context, args),
         Command::Completions(args) => completions::run(&context, args),
         Command::Man(args) => man::run(&context, args),
     }

@@ -25,25 +25,25 @@ use crate::ops::retention::{Decision, KeepRules};
 ))]
 pub struct Args {
     /// Keep the newest N
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Keep rules")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, help_heading = "Keep rules")]
     keep_last: Option<u32>,
     /// Keep everything younger than N days
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Keep rules")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, help_heading = "Keep rules")]
     keep_days: Option<u32>,
     /// Keep the newest of each of the last N hours that have one
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Keep rules")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, help_heading = "Keep rules")]
     keep_hourly: Option<u32>,
     /// ... days
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Keep rules")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, help_heading = "Keep rules")]
     keep_daily: Option<u32>,
     /// ... weeks
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Keep rules")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, help_heading = "Keep rules")]
     keep_weekly: Option<u32>,
     /// ... months
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Keep rules")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, help_heading = "Keep rules")]
     keep_monthly: Option<u32>,
     /// ... years
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Keep rules")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, help_heading = "Keep rules")]
     keep_yearly: Option<u32>,
     /// Keep what carries this tag; may be given more than once
     #[arg(long, value_name = "TAG", help_heading = "Keep rules")]
@@ -174,4 +174,8 @@ fn summary(report: &PruneReport) -> String {
         size(report.packs_bytes),
         size(report.unused_bytes),
     )
+}
+
+fn number(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "a keep rule takes a number from 1 up".to_owned())
 }

@@ -103,7 +103,7 @@ fn prune_needs_a_keep_rule_that_keeps_something() {
     home.snapshot("x", b"some bytes");
     home.run(&["prune"]).fails(2, &["keep rule", "--keep-days"]);
     for wrong in ["-1", "abc", "0", "1.5", ""] {
-        home.run(&["prune", "--keep-days", wrong]).fails(2, &[]);
+        home.run(&["prune", "--keep-days", wrong]).fails(2, &["--keep-days"]);
         home.run(&["prune", &format!("--keep-days={wrong}")]).fails(2, &["--keep-days"]);
     }
     for (option, wrong) in [("--grace", "-1h"), ("--grace", "soon"), ("--max-unused", "5"), ("--max-unused", "101%")] {
