@@ -101,11 +101,10 @@ pub fn repair_index(
     report.packs_missing = listed.keys().filter(|id| !stored.contains(id)).map(pack_name).collect();
     report.packs_missing.sort();
     report.index_objects_old = old.len();
-    if let Some(lease) = &lease {
-        if !lease.renew()? {
+    if let Some(lease) = &lease
+        && !lease.renew()? {
             return Err(PruneError::Lapsed);
         }
-    }
     report.index_objects_new = writer.finish(old)?;
     if !options.dry_run {
         repo.load_index(&Progress::default())?;

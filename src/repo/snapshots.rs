@@ -51,7 +51,7 @@ impl Repository {
                 Err(error) => return Err(error),
             }
         }
-        snapshots.sort_by(|a, b| (a.manifest.time, a.manifest.seq, a.id).cmp(&(b.manifest.time, b.manifest.seq, b.id)));
+        snapshots.sort_by_key(|a| (a.manifest.time, a.manifest.seq, a.id));
         self.notice_rollback(&listed.iter().map(|(id, _)| *id).collect())?;
         self.state.remember(
             snapshots

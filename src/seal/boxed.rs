@@ -65,6 +65,7 @@ pub enum OpenError {
 /// `raw_bytes` is the size of the payload once decompressed. `entropy` must be fresh from the operating system: the nonce
 /// is a keyed hash of it, the associated data and the payload, so that even repeated entropy repeats a nonce only for the
 /// same message.
+#[expect(clippy::too_many_arguments, reason = "each is another field of the box")]
 pub fn seal_box(
     keys: &Keys,
     kind: Kind,

@@ -116,12 +116,11 @@ pub fn restore(
     let halt = Halt::new(progress);
     let (mut home, _) = connect_home(&home_settings(&options.connection), "postgres", &halt)?;
     let mut report = RestoreReport::default();
-    if !options.no_owner && !options.data_only {
-        if let Some(item) = &saved.globals {
+    if !options.no_owner && !options.data_only
+        && let Some(item) = &saved.globals {
             progress.phase("roles and tablespaces");
             globals::restore(&mut home, &saved::read(source, item)?, &mut report.warnings)?;
         }
-    }
     // All targets are looked at before any is touched.
     let mut targets = Vec::new();
     for database in chosen {
@@ -302,7 +301,7 @@ impl<'a> DatabaseRestore<'a> {
         if let Err(e) = result {
             return Err(self.with_the_way_on(e));
         }
-        Ok(result?)
+        result
     }
 
     fn fill(
