@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import subprocess
 
-from measure import Command, run
+from measure import Command, Failed, run
 
 PASSWORD = "correct horse battery staple"
 FILE = "dump.sql"
@@ -69,7 +69,12 @@ class Tool:
         return run(self.check_command())
 
     def note(self, label, output):
-        pass
+        """Remembers the id a snapshot printed, for the tools that have no labels."""
+
+    def id_of(self, label):
+        if label not in self.ids:
+            raise Failed(f"there is no snapshot {label}")
+        return self.ids[label]
 
 
 class Vault(Tool):
@@ -89,7 +94,7 @@ class Vault(Tool):
 
     def restore_command(self, label, folder):
         path = folder / FILE
-        return self.command("restore", self.ids[label], "--stdout", stdout=path), path
+        return self.command("restore", self.id_of(label), "--stdout", stdout=path), path
 
     def check_command(self):
         return self.command("check", "--read-data")
@@ -100,10 +105,10 @@ class Vault(Tool):
         return measured
 
     def restore_live(self, label, database):
-        return run(self.command("restore", self.ids[label], "--into", database))
+        return run(self.command("restore", self.id_of(label), "--into", database))
 
     def restore_stream(self, label, sink):
-        return run(self.command("restore", self.ids[label], "--stdout"), sink)
+        return run(self.command("restore", self.id_of(label), "--stdout"), sink)
 
 
 class Restic(Tool):
@@ -145,7 +150,7 @@ class Rustic(Tool):
         self.ids[label] = json.loads(output[output.index("{") : output.rindex("}") + 1])["id"]
 
     def restore_command(self, label, folder):
-        return self.command("restore", self.ids[label], folder), folder / FILE
+        return self.command("restore", self.id_of(label), folder), folder / FILE
 
     def check_command(self):
         return self.command("check", "--read-data")
@@ -198,7 +203,7 @@ class Kopia(Tool):
         self.ids[label] = json.loads(output[output.index("{") : output.rindex("}") + 1])["id"]
 
     def restore_command(self, label, folder):
-        return self.command("snapshot", "restore", "--no-progress", self.ids[label], folder), folder / FILE
+        return self.command("snapshot", "restore", "--no-progress", self.id_of(label), folder), folder / FILE
 
     def check_command(self):
         return self.command("snapshot", "verify", "--verify-files-percent=100", "--no-progress")
