@@ -890,7 +890,8 @@ impl<'a> Run<'a> {
                 }
             }
         }
-        let mut rescue = Rescue { holdings: &mut self.survey.holdings, fresh: &self.fresh, going, spared };
+        let holdings = &mut self.survey.holdings;
+        let mut rescue = Rescue { holdings, fresh: &self.fresh, going, spared, revived: Vec::new() };
         if !new.is_empty() {
             self.repo.load_index(&Progress::default())?;
             let reader = Reader::new(self.repo.clone(), 1, self.progress.clone());
@@ -1126,6 +1127,8 @@ struct Rescue<'a> {
     fresh: &'a [u64],
     going: &'a HashMap<ObjectId, u64>,
     spared: Vec<ObjectId>,
+    /// Blobs of packs that stay, dead until now: what they rest on must stay with them.
+    revived: Vec<u32>,
 }
 
 impl Rescue<'_> {
@@ -1148,21 +1151,28 @@ impl Rescue<'_> {
             let pack = pack_of(position);
             self.spared.push(pack);
         }
+        if self.holdings.flags[position] & CLAIMED == 0 {
+            self.revived.push(self.holdings.chunks()[position].blob);
+        }
         // So that it is copied should its pack be repacked.
         self.holdings.flags[position] |= CLAIMED | REACHED;
         true
     }
 
-    /// All packs to be spared, those with the bases of their blobs included.
+    /// All packs to be spared, those with the bases of blobs that are needed after all included.
     fn with_bases(mut self) -> Result<Vec<ObjectId>, PruneError> {
-        let mut done = 0;
-        while done < self.spared.len() {
-            let pack = self.spared[done];
-            done += 1;
-            let Some(number) = self.holdings.pack(&pack) else { continue };
-            let blobs = self.holdings.packs[number as usize].blobs.clone();
-            let bases = self.holdings.bases.iter().filter(|(blob, ..)| blobs.contains(blob));
-            for (_, prefix, bytes) in bases.copied().collect::<Vec<_>>() {
+        let (mut packs_done, mut blobs_done) = (0, 0);
+        while packs_done < self.spared.len() || blobs_done < self.revived.len() {
+            let mut needed: HashSet<u32> = self.revived[blobs_done..].iter().copied().collect();
+            for pack in &self.spared[packs_done..] {
+                if let Some(number) = self.holdings.pack(pack) {
+                    needed.extend(self.holdings.packs[number as usize].blobs.clone());
+                }
+            }
+            (packs_done, blobs_done) = (self.spared.len(), self.revived.len());
+            let bases: Vec<_> =
+                self.holdings.bases.iter().filter(|(blob, ..)| needed.contains(blob)).copied().collect();
+            for (_, prefix, bytes) in bases {
                 self.keep(prefix, bytes);
             }
         }
