@@ -102,9 +102,10 @@ pub fn repair_index(
     report.packs_missing.sort();
     report.index_objects_old = old.len();
     if let Some(lease) = &lease
-        && !lease.renew()? {
-            return Err(PruneError::Lapsed);
-        }
+        && !lease.renew()?
+    {
+        return Err(PruneError::Lapsed);
+    }
     report.index_objects_new = writer.finish(old)?;
     if !options.dry_run {
         repo.load_index(&Progress::default())?;

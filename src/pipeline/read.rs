@@ -434,12 +434,13 @@ impl<'r> Planner<'r> {
     fn add(&mut self, entry: ChunkEntry) -> Result<Option<Vec<Part>>, PipelineError> {
         // Most often the next chunk is the next one of the same blob.
         if let Some(part) = self.window.last_mut()
-            && part.blob.contents.chunks.get(part.positions.end) == Some(&entry) && part.blob.contents.kind == self.kind
-            {
-                part.positions.end += 1;
-                self.bytes += entry.bytes as usize;
-                return Ok(None);
-            }
+            && part.blob.contents.chunks.get(part.positions.end) == Some(&entry)
+            && part.blob.contents.kind == self.kind
+        {
+            part.positions.end += 1;
+            self.bytes += entry.bytes as usize;
+            return Ok(None);
+        }
         let Location { blob, position } = self.reader.locate(&entry, self.kind)?;
         let known = self.blobs.iter().any(|other| same_blob(other, &blob));
         let full = (!known && self.blobs.len() >= WINDOW_BLOBS) || self.bytes >= WINDOW_BYTES;

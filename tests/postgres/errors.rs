@@ -143,9 +143,10 @@ struct MeddlingStream<'s, 'a> {
 impl io::Write for MeddlingStream<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.table
-            && let Some(once) = self.meddling.once.lock().unwrap().take() {
-                once();
-            }
+            && let Some(once) = self.meddling.once.lock().unwrap().take()
+        {
+            once();
+        }
         self.stream.write(bytes)
     }
 

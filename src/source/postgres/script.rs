@@ -229,13 +229,14 @@ impl Splitter {
         if top {
             let trimmed = trim_end(line);
             if self.dashes
-                && let Some(heading) = Heading::parse(line) {
-                    let before = std::mem::take(&mut self.before);
-                    self.entries.push(Entry { heading, sql: String::new(), before });
-                    self.in_heading = true;
-                    self.dashes = false;
-                    return;
-                }
+                && let Some(heading) = Heading::parse(line)
+            {
+                let before = std::mem::take(&mut self.before);
+                self.entries.push(Entry { heading, sql: String::new(), before });
+                self.in_heading = true;
+                self.dashes = false;
+                return;
+            }
             self.dashes = trimmed == b"--";
             if self.dashes || trimmed.is_empty() {
                 let closes = self.in_heading;

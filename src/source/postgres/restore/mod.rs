@@ -116,11 +116,13 @@ pub fn restore(
     let halt = Halt::new(progress);
     let (mut home, _) = connect_home(&home_settings(&options.connection), "postgres", &halt)?;
     let mut report = RestoreReport::default();
-    if !options.no_owner && !options.data_only
-        && let Some(item) = &saved.globals {
-            progress.phase("roles and tablespaces");
-            globals::restore(&mut home, &saved::read(source, item)?, &mut report.warnings)?;
-        }
+    if !options.no_owner
+        && !options.data_only
+        && let Some(item) = &saved.globals
+    {
+        progress.phase("roles and tablespaces");
+        globals::restore(&mut home, &saved::read(source, item)?, &mut report.warnings)?;
+    }
     // All targets are looked at before any is touched.
     let mut targets = Vec::new();
     for database in chosen {
