@@ -53,7 +53,7 @@ impl Lab {
         Self { store, folder: tempfile::tempdir().unwrap() }
     }
 
-    fn places(&self, host: &str) -> Places {
+    pub fn places(&self, host: &str) -> Places {
         let folder = self.folder.path().join(host);
         Places { cache: folder.join("cache"), state: folder.join("state") }
     }
