@@ -297,3 +297,39 @@ fn a_latin_database_keeps_its_bytes() {
         assert_eq!(server.value(&into, bytes), "636166e9,78", "{encoding}");
     }
 }
+
+#[test]
+fn tables_and_indexes_come_back_into_their_tablespaces() {
+    let Some(mut server) = Server::get("tables_and_indexes_come_back_into_their_tablespaces") else { return };
+    let database = server.database();
+    let (fast, slow) = (server.tablespace(), server.tablespace());
+    server.run(
+        &database,
+        &format!(
+            "CREATE TABLE a (i integer PRIMARY KEY, t text) TABLESPACE {fast};
+             CREATE TABLE b (i integer PRIMARY KEY USING INDEX TABLESPACE {slow}); CREATE TABLE c (i integer);
+             CREATE INDEX a_t ON a (t) TABLESPACE {slow}; CREATE INDEX b_i ON b (i); CREATE INDEX c_i ON c (i) TABLESPACE {fast};
+             INSERT INTO a SELECT i, 'x' FROM generate_series(1, 100) i"
+        ),
+    );
+    let kept = take(&snapshot_options(&server.settings, &database)).unwrap();
+    for jobs in [1, 2] {
+        let into = server.database_name();
+        run(&RestoreOptions { jobs, ..restore_options(&server.settings, &into) }, &kept).unwrap();
+        assert_same(&dump(&server, &database), &dump(&server, &into), "dump with tablespaces");
+    }
+    // Without the tablespace everything lies in the default one, and that is said.
+    server.run(&database, "DROP TABLE a, b, c");
+    for into in server.databases.clone() {
+        server.run("postgres", &format!("DROP DATABASE IF EXISTS {into}"));
+    }
+    server.run("postgres", &format!("DROP TABLESPACE {fast}"));
+    let text = kept.text("globals");
+    assert!(text.contains(&format!("CREATE TABLESPACE {fast}")), "{text}");
+    kept.change("globals", |bytes| *bytes = b"SELECT 1;\n".to_vec());
+    let into = server.database_name();
+    let warnings = run(&restore_options(&server.settings, &into), &kept).unwrap();
+    assert!(warnings.iter().any(|text| text.contains(&fast)), "{warnings:?}");
+    assert_eq!(server.value(&into, "SELECT count(*) FROM a"), "100");
+    server.run("postgres", &format!("DROP DATABASE {into}"));
+}

@@ -10,8 +10,9 @@ use vault::source::postgres::{Client, Halt, Password, Settings, ident};
 /// A server, and what was made on it; dropped, all of that goes.
 pub struct Server {
     pub settings: Settings,
-    databases: Vec<String>,
+    pub databases: Vec<String>,
     roles: Vec<String>,
+    tablespaces: Vec<String>,
 }
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -29,7 +30,12 @@ impl Server {
             return None;
         }
         let settings = Settings::from_env(lookup).expect("VAULT_TEST_PG* are usable");
-        Some(Server { settings: Settings { database: None, ..settings }, databases: Vec::new(), roles: Vec::new() })
+        Some(Server {
+            settings: Settings { database: None, ..settings },
+            databases: Vec::new(),
+            roles: Vec::new(),
+            tablespaces: Vec::new(),
+        })
     }
 
     /// A name that nobody else uses.
@@ -56,6 +62,16 @@ impl Server {
         let name = self.name("role");
         self.run("postgres", &format!("CREATE ROLE {} PASSWORD 'sesame' {options}", ident(&name)));
         self.roles.push(name.clone());
+        name
+    }
+
+    /// A new tablespace, inside the server's own folder.
+    pub fn tablespace(&mut self) -> String {
+        let name = self.name("space");
+        let mut client = self.client("postgres");
+        client.execute("SET allow_in_place_tablespaces = on").expect("the server is PostgreSQL 15 or later");
+        client.execute(&format!("CREATE TABLESPACE {name} LOCATION ''")).unwrap();
+        self.tablespaces.push(name.clone());
         name
     }
 
@@ -111,6 +127,9 @@ impl Drop for Server {
                 let _ = inside.execute("DROP SUBSCRIPTION IF EXISTS off");
             }
             let _ = client.execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(database)));
+        }
+        for tablespace in &self.tablespaces {
+            let _ = client.execute(&format!("DROP TABLESPACE IF EXISTS {tablespace}"));
         }
         for role in &self.roles {
             let _ = client.execute(&format!("DROP ROLE IF EXISTS {}", ident(role)));

@@ -8,7 +8,7 @@ use super::error::PostgresError;
 use super::restore::{
     Lines, Saved, SavedDatabase, SavedTable, Selected, Selection, entries, piece_sql, read, sequences, without_owners,
 };
-use super::script::{Entry, write_entry};
+use super::script::{Entry, write_entries};
 use super::session::TEXT_SETTINGS;
 use crate::progress::Progress;
 use crate::source::{Item, ItemSource, escape_component};
@@ -90,9 +90,7 @@ pub fn export_dir(
                 if options.no_owner {
                     without_owners(&mut entries);
                 }
-                for entry in &entries {
-                    write_entry(entry, out).map_err(failed)?;
-                }
+                write_entries(&entries, out).map_err(failed)?;
             }
             Ok(())
         })?;
@@ -191,7 +189,7 @@ impl Export<'_> {
         if self.options.schema_only {
             entries.retain(|entry| entry.heading.kind != "MATERIALIZED VIEW DATA");
         }
-        entries.iter().try_for_each(|entry| write_entry(entry, self.out)).map_err(stopped)
+        write_entries(&entries, self.out).map_err(stopped)
     }
 
     fn table(&mut self, table: &SavedTable) -> Result<(), PostgresError> {

@@ -192,22 +192,27 @@ pub struct Entry {
     pub heading: Heading,
     /// Statements, without the heading.
     pub sql: String,
-    /// `SET default_tablespace` and the like that stand before the heading and hold until they are set anew.
-    pub before: Vec<String>,
+    /// `SET default_tablespace` and the like that hold for it, wherever in the script they stand.
+    pub settings: Vec<String>,
 }
 
-/// Writes an entry as it stood in its script.
-pub fn write_entry(entry: &Entry, out: &mut dyn io::Write) -> io::Result<()> {
-    for setting in &entry.before {
-        writeln!(out, "{setting}\n")?;
+/// Writes entries as they stood in their script.
+pub fn write_entries(entries: &[Entry], out: &mut dyn io::Write) -> io::Result<()> {
+    let mut settings: &[String] = &[];
+    for entry in entries {
+        if settings != entry.settings {
+            settings = &entry.settings;
+            writeln!(out, "{}\n", settings.join("\n"))?;
+        }
+        let heading = &entry.heading;
+        let schema = heading.schema.as_deref().unwrap_or("-");
+        writeln!(
+            out,
+            "--\n-- Name: {}; Type: {}; Schema: {schema}; Owner: {}\n--\n\n{}\n\n",
+            heading.name, heading.kind, heading.owner, entry.sql
+        )?;
     }
-    let heading = &entry.heading;
-    let schema = heading.schema.as_deref().unwrap_or("-");
-    writeln!(
-        out,
-        "--\n-- Name: {}; Type: {}; Schema: {schema}; Owner: {}\n--\n\n{}\n\n",
-        heading.name, heading.kind, heading.owner, entry.sql
-    )
+    Ok(())
 }
 
 /// Takes a script apart.
@@ -215,7 +220,7 @@ pub fn write_entry(entry: &Entry, out: &mut dyn io::Write) -> io::Result<()> {
 pub struct Splitter {
     lexer: Lexer,
     entries: Vec<Entry>,
-    before: Vec<String>,
+    settings: Vec<String>,
     /// The last line was `--` alone, at the top.
     dashes: bool,
     /// Lines of the heading are still coming.
@@ -231,8 +236,7 @@ impl Splitter {
             if self.dashes
                 && let Some(heading) = Heading::parse(line)
             {
-                let before = std::mem::take(&mut self.before);
-                self.entries.push(Entry { heading, sql: String::new(), before });
+                self.entries.push(Entry { heading, sql: String::new(), settings: self.settings.clone() });
                 self.in_heading = true;
                 self.dashes = false;
                 return;
@@ -248,10 +252,14 @@ impl Splitter {
             if trimmed.starts_with(b"\\") || trimmed.starts_with(b"--") {
                 return;
             }
-            if self.entries.is_empty() || trimmed.starts_with(b"SET default_t") {
-                if trimmed.starts_with(b"SET default_t") {
-                    self.before.push(String::from_utf8_lossy(trimmed).into_owned());
-                }
+            if trimmed.starts_with(b"SET default_t") {
+                let setting = String::from_utf8_lossy(trimmed).into_owned();
+                let name = |setting: &str| setting.split('=').next().map(str::to_owned);
+                self.settings.retain(|other| name(other) != name(&setting));
+                self.settings.push(setting);
+                return;
+            }
+            if self.entries.is_empty() {
                 return;
             }
         }
@@ -475,8 +483,8 @@ ALTER TABLE s.\"a; b\" OWNER TO o;
             "{:?}",
             entries[0].sql
         );
-        assert_eq!(entries[0].before, ["SET default_tablespace = '';"]);
-        assert_eq!(entries[1].before, ["SET default_tablespace = fast;"]);
+        assert_eq!(entries[0].settings, ["SET default_tablespace = '';"]);
+        assert_eq!(entries[1].settings, ["SET default_tablespace = fast;"]);
         assert_eq!(entries[1].heading.schema.as_deref(), Some("s"));
         assert_eq!(statements(&entries[1].sql).len(), 2, "{:?}", statements(&entries[1].sql));
         assert!(entries[1].sql.ends_with("OWNER TO o;"), "{:?}", entries[1].sql);

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::sync::Mutex;
 
 use super::mark::{Mark, record};
+use super::post_data::{Board, Unit, Work};
 use super::saved::SavedTable;
 use super::scripts;
 use super::{DatabaseRestore, TableReport, saved};
@@ -20,12 +21,14 @@ const STATEMENT_BYTES: usize = 256 << 10;
 const LINE_BYTES_MAX: usize = 4 << 20;
 
 impl DatabaseRestore<'_> {
-    /// Copies tables in, several at a time, the longest first.
+    /// Copies tables in, several at a time, the longest first. Connections that find no table left begin with `units`, on
+    /// tables that are loaded.
     pub(super) fn load_tables(
         &self,
         client: &mut Client,
         mark: &Mark,
         tables: &[&SavedTable],
+        units: &[Unit<'_>],
     ) -> Result<Vec<TableReport>, PostgresError> {
         if self.options.data_only {
             self.check_empty(client, mark, tables)?;
@@ -40,10 +43,12 @@ impl DatabaseRestore<'_> {
             }
             reports.push(done.map(|(rows, hash)| report(table, rows, hash.to_owned())));
         }
-        self.progress.add_items_total(queue.len() as u64);
+        let entries: usize = units.iter().map(Unit::len).sum();
+        self.progress.add_items_total((queue.len() + entries) as u64);
         queue.sort_by_key(|&at| std::cmp::Reverse(tables[at].item.bytes));
-        let connections = self.jobs().min(queue.len()).max(1);
-        let queue = Mutex::new(VecDeque::from(queue));
+        let name = |at: usize| (tables[at].schema.clone(), tables[at].name.clone());
+        let board = Board::new(queue.into_iter().map(|at| (at, name(at))).collect(), units);
+        let connections = self.jobs().min(board.len()).max(1);
         let reports = Mutex::new(reports);
         self.side_by_side(client, connections, &|client| {
             if self.options.data_only {
@@ -52,15 +57,20 @@ impl DatabaseRestore<'_> {
                     self.warn(format!("database {}: triggers and foreign keys stay active: {e}", self.into));
                 }
             }
-            loop {
-                let next = queue.lock().expect("nothing panics with it").pop_front();
-                let Some(at) = next else { return Ok(()) };
-                let table = tables[at];
-                self.progress.doing(&format!("{}: {}", self.into, table.display()));
-                let done = self.load_table(client, table)?;
-                reports.lock().expect("nothing panics with it")[at] = Some(done);
-                self.progress.add_items(1);
+            while let Some(work) = board.take() {
+                match work {
+                    Work::Table(at) => {
+                        let table = tables[at];
+                        self.progress.doing(&format!("{}: {}", self.into, table.display()));
+                        let done = self.load_table(client, table).inspect_err(|_| board.fail())?;
+                        reports.lock().expect("nothing panics with it")[at] = Some(done);
+                        board.loaded(&name(at));
+                        self.progress.add_items(1);
+                    }
+                    Work::Unit(unit) => self.work_on(client, mark, &board, unit)?,
+                }
             }
+            Ok(())
         })?;
         Ok(reports.into_inner().expect("all threads have ended").into_iter().flatten().collect())
     }

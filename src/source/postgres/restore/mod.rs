@@ -317,15 +317,16 @@ impl<'a> DatabaseRestore<'a> {
         if !options.data_only {
             self.run_script(client, mark, "pre-data", &schema.pre_data)?;
         }
+        let post_data = if options.data_only { &[] } else { schema.post_data.as_slice() };
+        let mut plan = self.plan_post_data(client, post_data)?;
         let mut reports = Vec::new();
         if !options.schema_only {
-            reports = self.load_tables(client, mark, tables)?;
+            self.progress.phase(&format!("{}: tables", self.into));
+            reports = self.load_tables(client, mark, tables, &plan.take_first())?;
             self.load_sequences(client, mark)?;
             self.load_large_objects(client, mark)?;
         }
-        if !options.data_only {
-            self.run_post_data(client, mark, &schema.post_data)?;
-        }
+        self.run_post_data(client, mark, &plan)?;
         if !options.schema_only {
             self.analyze(client, mark)?;
         }

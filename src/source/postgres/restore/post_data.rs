@@ -1,10 +1,12 @@
 //! Indexes, constraints and the rest of post-data: side by side where that is possible.
 //!
 //! pg_dump's order is a valid one. Runs of indexes and keys between other entries are worked on together, and so are
-//! runs of foreign keys, as far as they do not touch the same table in ways that wait for each other; everything else runs alone, in its place.
+//! runs of foreign keys, as far as they do not touch the same table in ways that wait for each other; everything else
+//! runs alone, in its place. The first run begins while tables are still being loaded, with those that are.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Condvar, Mutex};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 use super::mark::{Mark, record};
 use super::{DatabaseRestore, qualified_at, table_of};
@@ -15,7 +17,7 @@ use crate::source::postgres::script::{Entry, words};
 type Name = (String, String);
 
 /// Entries that run one after the other in one connection.
-struct Unit<'e> {
+pub(super) struct Unit<'e> {
     entries: Vec<(usize, &'e Entry)>,
     /// Tables it locks against everybody, and tables it locks against writers only. Without any it runs alone.
     exclusive: Vec<Name>,
@@ -26,6 +28,11 @@ struct Unit<'e> {
 }
 
 impl Unit<'_> {
+    /// How many entries it has.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     fn runs_alone(&self) -> bool {
         self.exclusive.is_empty() && self.shared.is_empty()
     }
@@ -78,8 +85,36 @@ fn tables(entry: &Entry, partitioned: &BTreeSet<Name>) -> (Vec<Name>, Vec<Name>)
     }
 }
 
-/// What is left to do of a run of units, and what is being done.
-struct Board<'u, 'e> {
+/// Units in runs: those of a run may be worked on together unless they run alone, and each run follows the one before.
+pub(super) struct Plan<'e>(Vec<Vec<Unit<'e>>>);
+
+impl<'e> Plan<'e> {
+    /// Takes out the first run, if it needs nothing of post-data but its own tables.
+    pub(super) fn take_first(&mut self) -> Vec<Unit<'e>> {
+        let first = self.0.first().and_then(|run| run.first());
+        if first.is_some_and(|unit| !unit.runs_alone() && !unit.foreign) { self.0.remove(0) } else { Vec::new() }
+    }
+}
+
+/// Something to do for one connection.
+#[derive(Clone, Copy)]
+pub(super) enum Work<'u, 'e> {
+    /// Load the table of this number.
+    Table(usize),
+    Unit(&'u Unit<'e>),
+}
+
+/// What is left to do of tables and a run of units, and what is being done.
+pub(super) struct Board<'u, 'e> {
+    state: Mutex<State<'u, 'e>>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State<'u, 'e> {
+    tables: VecDeque<usize>,
+    /// Tables whose rows are not all there yet.
+    unloaded: BTreeSet<Name>,
     waiting: Vec<&'u Unit<'e>>,
     exclusive: BTreeSet<&'u Name>,
     shared: BTreeMap<&'u Name, usize>,
@@ -87,14 +122,78 @@ struct Board<'u, 'e> {
 }
 
 impl<'u, 'e> Board<'u, 'e> {
-    fn take(&mut self) -> Option<&'u Unit<'e>> {
-        let at = self.waiting.iter().position(|unit| !unit.conflicts(&self.exclusive, &self.shared))?;
+    /// `tables` are numbers and names of tables to load, in the order in which to begin.
+    pub(super) fn new(tables: Vec<(usize, Name)>, units: &'u [Unit<'e>]) -> Board<'u, 'e> {
+        let mut waiting: Vec<&Unit<'_>> = units.iter().collect();
+        waiting.sort_by_key(|unit| Reverse(unit.bytes));
+        let mut state = State { waiting, ..State::default() };
+        for (number, name) in tables {
+            state.tables.push_back(number);
+            state.unloaded.insert(name);
+        }
+        Board { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// How many could be worked on at once, at most.
+    pub(super) fn len(&self) -> usize {
+        let state = self.state();
+        state.tables.len() + state.waiting.len()
+    }
+
+    /// The next work; waits for it if all there is has to wait. `None` once nothing is left to begin.
+    pub(super) fn take(&self) -> Option<Work<'u, 'e>> {
+        let mut state = self.state();
+        loop {
+            if state.failed {
+                return None;
+            }
+            if let Some(work) = state.take() {
+                return Some(work);
+            }
+            if state.waiting.is_empty() {
+                return None;
+            }
+            state = self.changed.wait(state).expect("nothing panics with it");
+        }
+    }
+
+    /// Says that a table is loaded.
+    pub(super) fn loaded(&self, table: &Name) {
+        self.state().unloaded.remove(table);
+        self.changed.notify_all();
+    }
+
+    fn done(&self, unit: &'u Unit<'e>) {
+        self.state().give_back(unit);
+        self.changed.notify_all();
+    }
+
+    /// Lets nobody begin anything more.
+    pub(super) fn fail(&self) {
+        self.state().failed = true;
+        self.changed.notify_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<'u, 'e>> {
+        self.state.lock().expect("nothing panics with it")
+    }
+}
+
+impl<'u, 'e> State<'u, 'e> {
+    fn take(&mut self) -> Option<Work<'u, 'e>> {
+        if let Some(number) = self.tables.pop_front() {
+            return Some(Work::Table(number));
+        }
+        let at = self.waiting.iter().position(|unit| {
+            !unit.conflicts(&self.exclusive, &self.shared)
+                && !unit.exclusive.iter().chain(&unit.shared).any(|table| self.unloaded.contains(table))
+        })?;
         let unit = self.waiting.remove(at);
         self.exclusive.extend(&unit.exclusive);
         for table in &unit.shared {
             *self.shared.entry(table).or_default() += 1;
         }
-        Some(unit)
+        Some(Work::Unit(unit))
     }
 
     fn give_back(&mut self, unit: &'u Unit<'e>) {
@@ -113,15 +212,12 @@ impl<'u, 'e> Board<'u, 'e> {
 }
 
 impl DatabaseRestore<'_> {
-    /// Runs post-data.
-    pub(super) fn run_post_data(
+    /// Sorts post-data into runs. Pre-data must be there.
+    pub(super) fn plan_post_data<'e>(
         &self,
         client: &mut Client,
-        mark: &Mark,
-        entries: &[Entry],
-    ) -> Result<(), PostgresError> {
-        self.progress.phase(&format!("{}: indexes and constraints", self.into));
-        self.progress.add_items_total(entries.len() as u64);
+        entries: &'e [Entry],
+    ) -> Result<Plan<'e>, PostgresError> {
         let rows = client
             .query(
                 "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c \
@@ -135,51 +231,57 @@ impl DatabaseRestore<'_> {
             .iter()
             .map(|table| ((table.schema.clone(), table.name.clone()), table.item.bytes))
             .collect();
-        let mut units = units(entries, &partitioned);
-        for unit in &mut units {
-            let tables = unit.exclusive.iter().chain(&unit.shared);
-            unit.bytes = tables.filter_map(|table| sizes.get(table)).sum();
-        }
-        for run in units.chunk_by(|one, next| one.runs_alone() == next.runs_alone() && one.foreign == next.foreign) {
-            if run.iter().all(Unit::runs_alone) {
-                for unit in run {
-                    self.run_unit(client, mark, unit)?;
-                }
-            } else {
-                self.run_side_by_side(client, mark, run)?;
+        let mut runs: Vec<Vec<Unit<'_>>> = Vec::new();
+        for mut unit in units(entries, &partitioned) {
+            unit.bytes = unit.exclusive.iter().chain(&unit.shared).filter_map(|table| sizes.get(table)).sum();
+            match runs
+                .last_mut()
+                .filter(|run| run[0].runs_alone() == unit.runs_alone() && run[0].foreign == unit.foreign)
+            {
+                Some(run) => run.push(unit),
+                None => runs.push(vec![unit]),
             }
+        }
+        Ok(Plan(runs))
+    }
+
+    /// Runs what is planned.
+    pub(super) fn run_post_data(&self, client: &mut Client, mark: &Mark, plan: &Plan<'_>) -> Result<(), PostgresError> {
+        self.progress.phase(&format!("{}: indexes and constraints", self.into));
+        self.progress.add_items_total(plan.0.iter().flatten().map(|unit| unit.entries.len() as u64).sum());
+        for run in &plan.0 {
+            if run.iter().any(Unit::runs_alone) {
+                run.iter().try_for_each(|unit| self.run_unit(client, mark, unit))?;
+                continue;
+            }
+            let board = Board::new(Vec::new(), run);
+            let connections = self.jobs().min(board.len());
+            self.side_by_side(client, connections, &|client| {
+                while let Some(work) = board.take() {
+                    if let Work::Unit(unit) = work {
+                        self.work_on(client, mark, &board, unit)?;
+                    }
+                }
+                Ok(())
+            })?;
         }
         Ok(())
     }
 
-    fn run_side_by_side(&self, client: &mut Client, mark: &Mark, run: &[Unit<'_>]) -> Result<(), PostgresError> {
-        let mut waiting: Vec<&Unit<'_>> = run.iter().collect();
-        waiting.sort_by_key(|unit| std::cmp::Reverse(unit.bytes));
-        let connections = self.jobs().min(waiting.len()).max(1);
-        let board = Mutex::new(Board { waiting, exclusive: BTreeSet::new(), shared: BTreeMap::new(), failed: false });
-        let changed = Condvar::new();
-        self.side_by_side(client, connections, &|client| {
-            loop {
-                let mut guard = board.lock().expect("nothing panics with it");
-                let unit = loop {
-                    if guard.waiting.is_empty() || guard.failed {
-                        return Ok(());
-                    }
-                    match guard.take() {
-                        Some(unit) => break unit,
-                        None => guard = changed.wait(guard).expect("nothing panics with it"),
-                    }
-                };
-                drop(guard);
-                let result = self.run_unit(client, mark, unit);
-                let mut guard = board.lock().expect("nothing panics with it");
-                guard.give_back(unit);
-                guard.failed |= result.is_err();
-                drop(guard);
-                changed.notify_all();
-                result?;
-            }
-        })
+    /// Runs a unit of a board.
+    pub(super) fn work_on<'u, 'e>(
+        &self,
+        client: &mut Client,
+        mark: &Mark,
+        board: &Board<'u, 'e>,
+        unit: &'u Unit<'e>,
+    ) -> Result<(), PostgresError> {
+        let result = self.run_unit(client, mark, unit);
+        match &result {
+            Ok(()) => board.done(unit),
+            Err(_) => board.fail(),
+        }
+        result
     }
 
     fn run_unit(&self, client: &mut Client, mark: &Mark, unit: &Unit<'_>) -> Result<(), PostgresError> {
@@ -188,8 +290,6 @@ impl DatabaseRestore<'_> {
             if mark.done(&step).is_none() {
                 self.progress.doing(&format!("{}: {}", self.into, super::scripts::describe(entry)));
                 self.run_entry(client, entry, &record(&step, 1, ""))?;
-            } else {
-                self.settings_before(client, entry)?;
             }
             self.progress.add_items(1);
         }
@@ -204,7 +304,7 @@ mod tests {
 
     fn entry(kind: &str, name: &str, sql: &str) -> Entry {
         let heading = Heading { name: name.into(), kind: kind.into(), schema: Some("s".into()), owner: "o".into() };
-        Entry { heading, sql: sql.into(), before: Vec::new() }
+        Entry { heading, sql: sql.into(), settings: Vec::new() }
     }
 
     #[test]
@@ -233,17 +333,19 @@ mod tests {
         assert_eq!(alone, [false, false, false, true, false, true, true]);
         assert_eq!(units[1].entries.len(), 2, "a comment goes with its index");
         assert_eq!(units[2].shared, [("s".to_owned(), "B c".to_owned())]);
-        let mut board = Board {
-            waiting: units.iter().take(3).collect(),
-            exclusive: BTreeSet::new(),
-            shared: BTreeMap::new(),
-            failed: false,
+        let mut board = State { waiting: units.iter().take(3).collect(), ..State::default() };
+        board.unloaded.insert(("s".to_owned(), "B c".to_owned()));
+        board.tables.push_back(7);
+        let name = |work: Option<Work<'_, '_>>| match work {
+            Some(Work::Unit(unit)) => unit.entries[0].1.heading.name.clone(),
+            other => format!("{:?}", matches!(other, Some(Work::Table(7)))),
         };
-        let first = board.take().unwrap();
-        let second = board.take().unwrap();
-        assert_eq!(second.entries[0].1.heading.name, "i2", "i1 waits for the key of the same table");
-        assert!(board.take().is_none());
-        board.give_back(first);
-        assert_eq!(board.take().unwrap().entries[0].1.heading.name, "i1");
+        assert_eq!(name(board.take()), "true", "tables come first");
+        assert_eq!(name(board.take()), "a a_pkey");
+        assert!(board.take().is_none(), "i1 waits for the key of the same table, i2 for its table to be loaded");
+        board.unloaded.clear();
+        assert_eq!(name(board.take()), "i2");
+        board.give_back(&units[0]);
+        assert_eq!(name(board.take()), "i1");
     }
 }

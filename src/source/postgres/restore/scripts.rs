@@ -73,12 +73,6 @@ impl DatabaseRestore<'_> {
     ) -> Result<(), PostgresError> {
         self.progress.doing(&format!("{}: {step}", self.into));
         let mut at = mark.done(step).map_or(0, |(count, _)| usize::try_from(count).unwrap_or(usize::MAX));
-        if at > 0 {
-            // Settings that held when the earlier run stopped.
-            for entry in entries.get(..at).unwrap_or(entries) {
-                self.settings_before(client, entry)?;
-            }
-        }
         while at < entries.len() {
             let mut end = at;
             let mut bytes = 0;
@@ -88,9 +82,11 @@ impl DatabaseRestore<'_> {
             }
             let mut sql = String::with_capacity(bytes + 1_024);
             sql.push_str("BEGIN;\n");
+            let mut settings: &[String] = &[];
             for entry in &entries[at..end] {
-                for setting in &entry.before {
-                    sql.push_str(setting);
+                if settings != entry.settings {
+                    settings = &entry.settings;
+                    sql.push_str(&settings.join("\n"));
                     sql.push('\n');
                 }
                 sql.push_str(&entry.sql);
@@ -138,7 +134,7 @@ impl DatabaseRestore<'_> {
 
     /// Sets tablespace and access method for what follows. A tablespace that is missing here is the default one.
     pub(super) fn settings_before(&self, client: &mut Client, entry: &Entry) -> Result<(), PostgresError> {
-        for setting in &entry.before {
+        for setting in &entry.settings {
             match client.execute(setting) {
                 Ok(_) => {}
                 Err(e) if setting.contains("default_tablespace") && !e.code().is_empty() => {

@@ -449,7 +449,7 @@ mod tests {
 
     fn entry(kind: &str, name: &str, sql: &str) -> Entry {
         let heading = Heading { name: name.into(), kind: kind.into(), schema: Some("s".into()), owner: "o".into() };
-        Entry { heading, sql: sql.into(), before: Vec::new() }
+        Entry { heading, sql: sql.into(), settings: Vec::new() }
     }
 
     #[test]
