@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use proptest::prelude::*;
 use rustix::fs::{AtFlags, CWD, Mode, mkfifoat, utimensat};
 use serde_json::{Map, Value, json};
 use tempfile::{TempDir, tempdir};
@@ -739,6 +740,29 @@ fn links_are_made_by_where_they_lead() {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// However links inside lead through one another, none leads out.
+    #[test]
+    fn links_that_stay_inside_do_so_together(
+        targets in prop::collection::vec("(\\.\\./|\\./|/|a/|b/|l0/|l1/|l2/|l3/|l4/|l5/){1,5}", 6)
+    ) {
+        // Links at the top and two folders down, so that `..` has somewhere to go.
+        let places = ["a/b/l0", "a/b/l1", "a/l2", "a/l3", "l4", "l5"];
+        let mut items = vec![folder("a"), folder("a/b")];
+        items.extend(places.iter().zip(&targets).map(|(place, target)| link(place, target)));
+        let target = tempdir().unwrap();
+        let inside = target.path().canonicalize().unwrap();
+        give(&Memory::by_hand(items), &FilesRestoreOptions::new(target.path())).unwrap();
+        for place in places {
+            if let Ok(reached) = target.path().join(place).canonicalize() {
+                prop_assert!(reached.starts_with(&inside), "{} leads to {} with {:?}", place, reached.display(), targets);
+            }
+        }
+    }
+}
+
 #[test]
 fn set_user_id_bits_are_given_back_only_when_asked_for() {
     let meta = |mode: &str| json!({ "mode": mode });
@@ -951,13 +975,18 @@ fn a_full_target_is_told_as_such() {
         println!("SKIPPED a_full_target_is_told_as_such: no right to mount");
         return;
     };
+    // Too long for the whole of it, and too long for what is left.
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
-    let source = Memory::by_hand(vec![file("a", b"fits"), file("b", &bytes)]);
-    let error = give(&source, &everything(&mounted.0)).expect_err("it is full");
-    assert!(matches!(&error, FilesError::NoSpace { path, .. } if path.ends_with("b")), "{error:?}");
-    assert!(error.is_of_target() && error.to_string().contains("--resume"), "{error}");
-    assert!(!mounted.0.join("b").exists(), "never its own name before it is whole");
-    assert!(mounted.0.join("RESTORE-NOT-FINISHED.vault-partial").exists());
+    for (at, bytes) in [&bytes[..], &bytes[..900_000]].into_iter().enumerate() {
+        let target = mounted.0.join(format!("{at}"));
+        let source = Memory::by_hand(vec![file("a", &bytes[..200_000]), file("b", bytes)]);
+        let error = give(&source, &everything(&target)).expect_err("it is full");
+        assert!(matches!(&error, FilesError::NoSpace { path, .. } if path.ends_with("b")), "{error:?}");
+        assert!(error.is_of_target() && error.to_string().contains("--resume"), "{error}");
+        assert!(!target.join("b").exists(), "never its own name before it is whole");
+        assert!(target.join("RESTORE-NOT-FINISHED.vault-partial").exists());
+        fs::remove_dir_all(&target).unwrap();
+    }
 }
 
 #[test]

@@ -205,3 +205,52 @@ pub fn stays_inside(below: &[u8], target: &[u8]) -> bool {
     }
     up <= depth && !names.any(|name| name == b"..")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::manifest::StreamRef;
+    use proptest::prelude::*;
+
+    fn item(path: &str, kind: &str) -> Item {
+        Item {
+            path: path.to_owned(),
+            kind: kind.to_owned(),
+            bytes: 0,
+            hash: String::new(),
+            rows: None,
+            bytes_new: 0,
+            chunker: 0,
+            meta: serde_json::Map::new(),
+            stream: StreamRef::default(),
+        }
+    }
+
+    proptest! {
+        /// Whatever list of names comes: what is accepted can be written, each to a place of its own below the target.
+        #[test]
+        fn what_is_accepted_lies_below_and_nothing_twice(
+            list in prop::collection::vec((prop::collection::vec("|a|A|b|%41|%2E|%2E%2E|%2E.|\\.|\\.\\.|%|%00|%2F|%FF|\u{0}", 0..4), 0..3usize), 0..8)
+        ) {
+            let mut place = Place::default();
+            let mut folders: HashSet<Vec<u8>> = HashSet::from([Vec::new()]);
+            let mut seen: HashSet<Vec<u8>> = HashSet::new();
+            for (names, kind) in list {
+                let kind = [FOLDER, FILE, STREAM][kind];
+                let item = item(&names.join("/"), kind);
+                let Ok(below) = place.go_to(&item, &mut |_| Ok(())) else { continue };
+                let names: Vec<&[u8]> = below.split(|&byte| byte == b'/').collect();
+                for name in &names {
+                    prop_assert!(is_safe_name(name), "{:?} in {:?}", name, item.path);
+                }
+                let parent = names[..names.len() - 1].join(&b'/');
+                prop_assert!(folders.contains(&parent), "{:?} lies in a folder", item.path);
+                if kind == FOLDER {
+                    place.enter(&item, &below, true);
+                    folders.insert(below.clone());
+                }
+                prop_assert!(seen.insert(below), "{:?} comes once", item.path);
+            }
+        }
+    }
+}

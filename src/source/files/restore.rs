@@ -23,8 +23,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::available_parallelism;
 
 use crossbeam_channel::{Receiver, bounded};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
-use rustix::fs::{chownat, fchmod, fchown, futimens, linkat, mkdirat, openat, readlinkat, renameat, renameat_with};
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
+};
+use rustix::fs::{
+    chownat, fallocate, fchmod, fchown, futimens, linkat, mkdirat, openat, readlinkat, renameat, renameat_with,
+};
 use rustix::fs::{statat, symlinkat, syncfs, unlinkat, utimensat};
 use rustix::io::Errno;
 use serde_json::Value;
@@ -471,6 +475,16 @@ impl Work<'_> {
 
     fn write_bytes(&self, file: &mut File, item: &Item, below: &[u8]) -> Result<(), FilesError> {
         let sparse = self.options.sparse;
+        if !sparse && item.bytes > STREAM_BUFFER_BYTES as u64 {
+            // Told at once if there is no room; and writing takes half the time of the processor then.
+            match fallocate(&*file, FallocateFlags::KEEP_SIZE, 0, item.bytes) {
+                Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
+                    return Err(self.error(below, "written", errno));
+                }
+                // Some file systems cannot.
+                _ => {}
+            }
+        }
         let write = |bytes: &[u8]| if sparse { write_sparse(file, bytes) } else { file.write_all(bytes) };
         let mut out = Checked { write, failed: None, bytes: 0 };
         let read = self.source.read_item(item, &mut out);
