@@ -4,13 +4,15 @@
 //! `build.rs`, which shares nothing with the library. Three things are compared: the files with what is made here, the
 //! library with the files (`run.rs`), and, in `tests/reader.rs`, the Python reader with the files.
 //!
-//! `VAULT_WRITE_VECTORS=1 cargo test --test vectors` writes the files anew after a change here.
+//! `VAULT_WRITE_VECTORS=1 cargo test --test vectors` writes the files anew after a change here, and the inputs that the fuzz
+//! targets start from.
 
 mod build;
 mod bytes;
 mod cases;
 mod repository;
 mod run;
+mod seeds;
 
 use std::path::PathBuf;
 
@@ -44,6 +46,19 @@ fn the_files_are_what_is_made_here() {
         let path = found.expect("the folder can be listed").path();
         let ours = path.extension().is_none_or(|extension| extension != "json") || expected.contains(&path);
         assert!(ours, "{} is made by nothing", path.display());
+    }
+}
+
+#[test]
+fn the_seeds_of_the_fuzz_targets_are_there() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+    for (name, bytes) in seeds::seeds(&groups()) {
+        let path = folder.join(&name);
+        if std::env::var_os("VAULT_WRITE_VECTORS").is_some() {
+            std::fs::create_dir_all(path.parent().expect("it has a folder")).expect("the tree can be written");
+            std::fs::write(&path, &bytes).expect("the tree can be written");
+        }
+        assert!(path.is_file(), "seed {name} is missing: VAULT_WRITE_VECTORS=1 writes it");
     }
 }
 

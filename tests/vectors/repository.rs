@@ -178,6 +178,11 @@ impl Third {
     }
 
     fn given(self) -> Given {
+        self.make().0
+    }
+
+    /// The change, and the backup's id.
+    fn make(self) -> (Given, [u8; 32]) {
         let mut change = Change::default();
         let lines = [lines(&[self.item]), self.more].concat();
         let mut blobs = self.blobs;
@@ -186,9 +191,17 @@ impl Third {
         put_index(&mut change.put, &[], &[(&pack, &blobs)]);
         let fields = with(manifest_fields(reference(0, &[list_chunk(&lines)])), "time", "2026-11-23T12:00:00Z");
         let fields = with(with(fields, "host_id", "ff".repeat(16)), "items", self.count);
-        put_manifest(&mut change.put, &with(fields, "bytes", 300));
-        change.given()
+        let id = put_manifest(&mut change.put, &with(fields, "bytes", 300));
+        (change.given(), id)
     }
+}
+
+/// A blob of one chunk that has another chunk as base.
+fn resting(on: &[u8], plain: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let listed = contents(1, 1, &[chunk(plain)], &[chunk(on)]);
+    let frame = Sealed::frame(1, plain.len() as u32, &Frame::raw(plain).make());
+    let sealed = Sealed { object_id: KEYS.name("blob-list", &listed), ..frame }.make();
+    (listed, sealed)
 }
 
 pub fn group() -> Group {
@@ -249,6 +262,17 @@ fn healthy(group: &mut Group, world: &World) {
     copied.remove = vec![index_1, pack_name(&world.first_pack)];
     group.ok("blobs copied to another pack, and the first pack deleted", copied.given(), facts());
     assert_ne!(index, world.first_index);
+
+    // Two hosts that did not know of each other stored each chunk against the other: a reader looks for bases below.
+    let (one, two) = (b"first of two".to_vec(), b"second of two".to_vec());
+    let whole = [&one[..], &two].concat();
+    let third = Third::new(&whole, reference(0, &[chunk(&one), chunk(&two)]));
+    let blobs = vec![resting(&two, &one), resting(&one, &two), stored(1, &[&one]), stored(1, &[&two])];
+    let (given, id) = Third { blobs, ..third }.make();
+    let mut facts = world.facts.clone();
+    let item = json!({ "path": "third", "data": fact(&whole) });
+    facts["backups"].as_array_mut().expect("a list").push(json!({ "id": hex(id), "items": [item] }));
+    group.ok("two blobs that are each other's base, and copies that have none", given, facts);
 }
 
 fn damaged_objects(group: &mut Group, world: &World) {
@@ -365,12 +389,6 @@ fn damaged_streams(group: &mut Group) {
         let third = Third::new(&a, whole());
         Third { item: with(third.item.clone(), "path", "../third"), ..third }.given()
     });
-    let resting = |on: &[u8], plain: &[u8]| {
-        let listed = contents(1, 1, &[chunk(plain)], &[chunk(on)]);
-        let frame = Sealed::frame(1, plain.len() as u32, &Frame::raw(plain).make());
-        let sealed = Sealed { object_id: KEYS.name("blob-list", &listed), ..frame }.make();
-        (listed, sealed)
-    };
     group.damaged("a base that no pack holds", {
         let third = Third::new(b"resting", reference(0, &[chunk(b"resting")]));
         Third { blobs: vec![resting(b"nowhere", b"resting")], ..third }.given()
