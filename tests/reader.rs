@@ -161,6 +161,34 @@ fn without_an_index_the_reader_reads_the_packs() {
 }
 
 #[test]
+fn what_forget_and_prune_leave_the_reader_restores() {
+    let Some(reader) = reader("what_forget_and_prune_leave_the_reader_restores") else { return };
+    let home = Home::with_repository();
+    let mut backups = days(&home);
+    let packs = |home: &Home| files_below(&home.path("repo/packs")).len();
+    let (forgotten, _) = backups.remove(0);
+    home.run(&["forget", &forgotten]).ok();
+    reader.restores(&home, &backups);
+    reader.finds_clean(&home);
+    let before = packs(&home);
+    // Of every stream the last snapshot stays: orders has four.
+    home.run(&["prune", "--keep-last", "1", "--grace", "0s"]).ok();
+    let kept: Vec<String> = home
+        .run(&["snapshots", "--json"])
+        .json()
+        .iter()
+        .map(|one| one["id"].as_str().expect("text").to_owned())
+        .collect();
+    backups.retain(|(id, _)| kept.contains(id));
+    assert_eq!((backups.len(), kept.len()), (4, 4), "one of each stream");
+    assert!(packs(&home) < before, "what nobody needs is gone");
+    reader.restores(&home, &backups);
+    reader.finds_clean(&home);
+    std::fs::remove_dir_all(home.path("repo/index")).expect("there is an index");
+    reader.restores(&home, &backups);
+}
+
+#[test]
 fn files_and_folders_come_back() {
     let Some(reader) = reader("files_and_folders_come_back") else { return };
     let home = Home::with_repository();
