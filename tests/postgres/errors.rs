@@ -431,3 +431,81 @@ fn a_restore_can_break_off_anywhere_and_go_on() {
     let error = restore(&options, &kept, &Progress::default()).unwrap_err();
     assert!(error.to_string().contains("not empty"), "there is nothing to go on with: {error}");
 }
+
+/// Calls a function when the bytes of an item are asked for, before it gives them.
+struct Watched<'a> {
+    kept: &'a Kept,
+    path: String,
+    look: &'a (dyn Fn() + Sync),
+}
+
+impl ItemSource for Watched<'_> {
+    fn each_item(&self, each: &mut dyn FnMut(Item) -> io::Result<()>) -> io::Result<()> {
+        self.kept.each_item(each)
+    }
+
+    fn read_item(&self, item: &Item, out: &mut dyn io::Write) -> io::Result<()> {
+        if item.path == self.path {
+            (self.look)();
+        }
+        self.kept.read_item(item, out)
+    }
+}
+
+#[test]
+fn an_index_is_built_once_its_table_is_loaded_and_not_before() {
+    let Some(mut server) = Server::get("an_index_is_built_once_its_table_is_loaded_and_not_before") else { return };
+    let database = big(&mut server);
+    server.run(&database, "CREATE INDEX small_a ON small (a); ALTER TABLE small ADD FOREIGN KEY (a) REFERENCES big");
+    let kept = take(&snapshot_options(&server.settings, &database)).unwrap();
+    let into = server.database_name();
+    let options = restore_options(&server.settings, &into);
+    let names = "SELECT coalesce(string_agg(indexname, ','), '') FROM pg_indexes WHERE schemaname = 'public'";
+    let constraints = "SELECT count(*) FROM pg_constraint WHERE contype IN ('f', 'p') AND conrelid >= 16384 \
+        AND connamespace = 'public'::regnamespace";
+
+    // As long as the large table has no rows, the other connection builds the small one's index, and nothing else.
+    let look = || {
+        let there = (0..400).any(|_| {
+            std::thread::sleep(Duration::from_millis(50));
+            server.value(&into, names) == "small_a"
+        });
+        assert!(there, "the index comes while the other table waits; there is {:?}", server.value(&into, names));
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(server.value(&into, names), "small_a", "none of those of a table without rows");
+        assert_eq!(server.value(&into, constraints), "0", "and no constraint of it");
+    };
+    let watched = Watched { kept: &kept, path: format!("{database}/table/public/big"), look: &look };
+    restore(&options, &watched, &Progress::default()).unwrap_or_else(|e| panic!("{}", said(&e)));
+    assert_same(&dump(&server, &database), &dump(&server, &into), "dump");
+}
+
+#[test]
+fn an_index_that_fails_leaves_a_restore_to_go_on_with() {
+    let Some(mut server) = Server::get("an_index_that_fails_leaves_a_restore_to_go_on_with") else { return };
+    let database = big(&mut server);
+    server.run(&database, "CREATE INDEX small_a ON small (a)");
+    let kept = take(&snapshot_options(&server.settings, &database)).unwrap();
+    let post_data = format!("{database}/post-data");
+    let good = kept.text(&post_data);
+    for jobs in [1, 2] {
+        let into = server.database_name();
+        let options = RestoreOptions { jobs, ..restore_options(&server.settings, &into) };
+        kept.change(&post_data, |bytes| *bytes = good.replace("btree (a)", "btree (missing)").into_bytes());
+        let result = restore(&options, &kept, &Progress::default());
+        fails(
+            result.map(|_| Kept::default()),
+            ErrorKind::RestoreTarget,
+            &["small_a", "42703", &into, "--resume", "--clean"],
+        );
+        let marks = "SELECT count(*) FROM pg_namespace WHERE nspname = 'vault_restore'";
+        assert_eq!(server.value(&into, marks), "1", "the database is marked");
+        assert_eq!(server.value(&into, "SELECT count(*) FROM pg_indexes WHERE indexname = 'small_a'"), "0");
+
+        kept.change(&post_data, |bytes| *bytes = good.clone().into_bytes());
+        let resume = RestoreOptions { resume: true, ..options };
+        restore(&resume, &kept, &Progress::default()).unwrap_or_else(|e| panic!("{}", said(&e)));
+        assert_eq!(server.value(&into, marks), "0", "the mark is gone");
+        assert_same(&dump(&server, &database), &dump(&server, &into), "dump after resuming");
+    }
+}

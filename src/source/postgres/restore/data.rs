@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::sync::Mutex;
 
 use super::mark::{Mark, record};
-use super::post_data::{Board, Unit, Work};
+use super::post_data::{Board, Load, Name, Unit, Work};
 use super::saved::SavedTable;
 use super::scripts;
 use super::{DatabaseRestore, TableReport, saved};
@@ -46,8 +46,8 @@ impl DatabaseRestore<'_> {
         let entries: usize = units.iter().map(Unit::len).sum();
         self.progress.add_items_total((queue.len() + entries) as u64);
         queue.sort_by_key(|&at| std::cmp::Reverse(tables[at].item.bytes));
-        let name = |at: usize| (tables[at].schema.clone(), tables[at].name.clone());
-        let board = Board::new(queue.into_iter().map(|at| (at, name(at))).collect(), units);
+        let loads = queue.into_iter().map(|number| Load { number, fills: fills(tables, number) }).collect();
+        let board = Board::new(loads, units);
         let connections = self.jobs().min(board.len()).max(1);
         let reports = Mutex::new(reports);
         self.side_by_side(client, connections, &|client| {
@@ -59,12 +59,12 @@ impl DatabaseRestore<'_> {
             }
             while let Some(work) = board.take() {
                 match work {
-                    Work::Table(at) => {
-                        let table = tables[at];
+                    Work::Table(load) => {
+                        let table = tables[load.number];
                         self.progress.doing(&format!("{}: {}", self.into, table.display()));
                         let done = self.load_table(client, table).inspect_err(|_| board.fail())?;
-                        reports.lock().expect("nothing panics with it")[at] = Some(done);
-                        board.loaded(&name(at));
+                        reports.lock().expect("nothing panics with it")[load.number] = Some(done);
+                        board.loaded(&load);
                         self.progress.add_items(1);
                     }
                     Work::Unit(unit) => self.work_on(client, mark, &board, unit)?,
@@ -325,6 +325,15 @@ fn copy_out(table: &SavedTable) -> String {
         table.sql(),
         encoding_option(&table.encoding)
     )
+}
+
+/// The tables in which rows of a table may come to lie.
+fn fills(tables: &[&SavedTable], number: usize) -> Vec<Name> {
+    let name = |table: &SavedTable| (table.schema.clone(), table.name.clone());
+    match &tables[number].load_via {
+        None => vec![name(tables[number])],
+        via => tables.iter().filter(|other| other.load_via == *via).map(|other| name(other)).collect(),
+    }
 }
 
 fn step(table: &SavedTable) -> String {

@@ -2,7 +2,8 @@
 //!
 //! pg_dump's order is a valid one. Runs of indexes and keys between other entries are worked on together, and so are
 //! runs of foreign keys, as far as they do not touch the same table in ways that wait for each other; everything else
-//! runs alone, in its place. The first run begins while tables are still being loaded, with those that are.
+//! runs alone, in its place. The first run begins while tables are still being loaded, each unit once all the rows of
+//! its tables are in.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,7 +15,7 @@ use crate::source::postgres::client::Client;
 use crate::source::postgres::error::PostgresError;
 use crate::source::postgres::script::{Entry, words};
 
-type Name = (String, String);
+pub(super) type Name = (String, String);
 
 /// Entries that run one after the other in one connection.
 pub(super) struct Unit<'e> {
@@ -25,6 +26,8 @@ pub(super) struct Unit<'e> {
     bytes: u64,
     /// A foreign key, which needs the key that it refers to.
     foreign: bool,
+    /// One of its tables is partitioned: copying into a partition takes a lock on that table too.
+    parent: bool,
 }
 
 impl Unit<'_> {
@@ -58,7 +61,8 @@ fn units<'e>(entries: &'e [Entry], partitioned: &BTreeSet<Name>) -> Vec<Unit<'e>
         }
         let (exclusive, shared) = tables(entry, partitioned);
         let foreign = entry.heading.kind == "FK CONSTRAINT";
-        units.push(Unit { entries: vec![(place, entry)], exclusive, shared, bytes: 0, foreign });
+        let parent = exclusive.iter().chain(&shared).any(|table| partitioned.contains(table));
+        units.push(Unit { entries: vec![(place, entry)], exclusive, shared, bytes: 0, foreign, parent });
     }
     units
 }
@@ -96,11 +100,17 @@ impl<'e> Plan<'e> {
     }
 }
 
+/// A table to load.
+pub(super) struct Load {
+    /// Its place among the tables of the restore.
+    pub number: usize,
+    /// The tables in which its rows may come to lie: one, or all partitions that are loaded through the same parent.
+    pub fills: Vec<Name>,
+}
+
 /// Something to do for one connection.
-#[derive(Clone, Copy)]
 pub(super) enum Work<'u, 'e> {
-    /// Load the table of this number.
-    Table(usize),
+    Table(Load),
     Unit(&'u Unit<'e>),
 }
 
@@ -112,9 +122,9 @@ pub(super) struct Board<'u, 'e> {
 
 #[derive(Default)]
 struct State<'u, 'e> {
-    tables: VecDeque<usize>,
-    /// Tables whose rows are not all there yet.
-    unloaded: BTreeSet<Name>,
+    tables: VecDeque<Load>,
+    /// Tables whose rows are not all there yet, and how many loads fill each.
+    unloaded: BTreeMap<Name, usize>,
     waiting: Vec<&'u Unit<'e>>,
     exclusive: BTreeSet<&'u Name>,
     shared: BTreeMap<&'u Name, usize>,
@@ -122,14 +132,16 @@ struct State<'u, 'e> {
 }
 
 impl<'u, 'e> Board<'u, 'e> {
-    /// `tables` are numbers and names of tables to load, in the order in which to begin.
-    pub(super) fn new(tables: Vec<(usize, Name)>, units: &'u [Unit<'e>]) -> Board<'u, 'e> {
+    /// `tables` are to be loaded, in the order in which to begin.
+    pub(super) fn new(tables: Vec<Load>, units: &'u [Unit<'e>]) -> Board<'u, 'e> {
         let mut waiting: Vec<&Unit<'_>> = units.iter().collect();
         waiting.sort_by_key(|unit| Reverse(unit.bytes));
         let mut state = State { waiting, ..State::default() };
-        for (number, name) in tables {
-            state.tables.push_back(number);
-            state.unloaded.insert(name);
+        for load in tables {
+            for table in &load.fills {
+                *state.unloaded.entry(table.clone()).or_default() += 1;
+            }
+            state.tables.push_back(load);
         }
         Board { state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -158,8 +170,8 @@ impl<'u, 'e> Board<'u, 'e> {
     }
 
     /// Says that a table is loaded.
-    pub(super) fn loaded(&self, table: &Name) {
-        self.state().unloaded.remove(table);
+    pub(super) fn loaded(&self, load: &Load) {
+        self.state().loaded(load);
         self.changed.notify_all();
     }
 
@@ -181,19 +193,35 @@ impl<'u, 'e> Board<'u, 'e> {
 
 impl<'u, 'e> State<'u, 'e> {
     fn take(&mut self) -> Option<Work<'u, 'e>> {
-        if let Some(number) = self.tables.pop_front() {
-            return Some(Work::Table(number));
+        if let Some(load) = self.tables.pop_front() {
+            return Some(Work::Table(load));
         }
-        let at = self.waiting.iter().position(|unit| {
-            !unit.conflicts(&self.exclusive, &self.shared)
-                && !unit.exclusive.iter().chain(&unit.shared).any(|table| self.unloaded.contains(table))
-        })?;
+        let at = self
+            .waiting
+            .iter()
+            .position(|unit| !unit.conflicts(&self.exclusive, &self.shared) && !self.waits_for_rows(unit))?;
         let unit = self.waiting.remove(at);
         self.exclusive.extend(&unit.exclusive);
         for table in &unit.shared {
             *self.shared.entry(table).or_default() += 1;
         }
         Some(Work::Unit(unit))
+    }
+
+    fn waits_for_rows(&self, unit: &Unit<'_>) -> bool {
+        unit.parent && !self.unloaded.is_empty()
+            || unit.exclusive.iter().chain(&unit.shared).any(|table| self.unloaded.contains_key(table))
+    }
+
+    fn loaded(&mut self, load: &Load) {
+        for table in &load.fills {
+            if let Some(count) = self.unloaded.get_mut(table) {
+                *count -= 1;
+                if *count == 0 {
+                    self.unloaded.remove(table);
+                }
+            }
+        }
     }
 
     fn give_back(&mut self, unit: &'u Unit<'e>) {
@@ -334,18 +362,50 @@ mod tests {
         assert_eq!(units[1].entries.len(), 2, "a comment goes with its index");
         assert_eq!(units[2].shared, [("s".to_owned(), "B c".to_owned())]);
         let mut board = State { waiting: units.iter().take(3).collect(), ..State::default() };
-        board.unloaded.insert(("s".to_owned(), "B c".to_owned()));
-        board.tables.push_back(7);
-        let name = |work: Option<Work<'_, '_>>| match work {
-            Some(Work::Unit(unit)) => unit.entries[0].1.heading.name.clone(),
-            other => format!("{:?}", matches!(other, Some(Work::Table(7)))),
-        };
-        assert_eq!(name(board.take()), "true", "tables come first");
-        assert_eq!(name(board.take()), "a a_pkey");
-        assert!(board.take().is_none(), "i1 waits for the key of the same table, i2 for its table to be loaded");
-        board.unloaded.clear();
-        assert_eq!(name(board.take()), "i2");
+        let load = Load { number: 7, fills: vec![("s".to_owned(), "B c".to_owned())] };
+        board.unloaded.insert(load.fills[0].clone(), 1);
+        board.tables.push_back(load);
+        let Some(Work::Table(load)) = board.take() else { panic!("tables come first") };
+        assert_eq!(load.number, 7);
+        assert_eq!(taken(&mut board).as_deref(), Some("a a_pkey"));
+        assert_eq!(taken(&mut board), None, "i1 waits for the key of the same table, i2 for its table to be loaded");
+        board.loaded(&load);
+        assert_eq!(taken(&mut board).as_deref(), Some("i2"));
         board.give_back(&units[0]);
-        assert_eq!(name(board.take()), "i1");
+        assert_eq!(taken(&mut board).as_deref(), Some("i1"));
+    }
+
+    fn taken(board: &mut State<'_, '_>) -> Option<String> {
+        match board.take()? {
+            Work::Unit(unit) => Some(unit.entries[0].1.heading.name.clone()),
+            Work::Table(load) => panic!("table {}", load.number),
+        }
+    }
+
+    #[test]
+    fn an_index_waits_for_every_load_that_may_fill_its_table() {
+        let name = |name: &str| ("s".to_owned(), name.to_owned());
+        let entries = [
+            entry("INDEX", "parent", "CREATE INDEX i ON ONLY s.p USING btree (x);"),
+            entry("INDEX", "first", "CREATE INDEX i0 ON s.p0 USING btree (x);"),
+            entry("INDEX", "second", "CREATE INDEX i1 ON s.p1 USING btree (x);"),
+            entry("INDEX", "other", "CREATE INDEX i2 ON s.t USING btree (x);"),
+        ];
+        let units = units(&entries, &BTreeSet::from([name("p")]));
+        // Both loads go through the parent: rows of either may be for either partition.
+        let loads = [0, 1].map(|number| Load { number, fills: vec![name("p0"), name("p1")] });
+        let board = Board::new(loads.into(), &units);
+        let mut state = board.state();
+        let (Some(Work::Table(one)), Some(Work::Table(two))) = (state.take(), state.take()) else {
+            panic!("tables come first");
+        };
+        assert_eq!(taken(&mut state).as_deref(), Some("other"));
+        assert_eq!(taken(&mut state), None);
+        state.loaded(&one);
+        assert_eq!(taken(&mut state), None, "the second load can still bring rows for the first partition");
+        state.loaded(&two);
+        for wanted in ["parent", "first", "second"] {
+            assert_eq!(taken(&mut state).as_deref(), Some(wanted));
+        }
     }
 }
