@@ -3,6 +3,7 @@
 //! `VAULT_TEST_PGHOST`, `VAULT_TEST_PGPORT`, `VAULT_TEST_PGUSER`, `VAULT_TEST_PGPASSWORD` name a server whose superuser
 //! that is; without them the tests are named on stdout as skipped. Items are kept in memory, so nothing else is tested.
 
+mod connections;
 mod errors;
 mod every_kind;
 mod items;

@@ -17,25 +17,31 @@ pub struct Server {
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+/// Names a test that cannot run here.
+pub fn skipped(test: &str, why: &str) {
+    // Not `println`, which the test harness swallows.
+    let _ = writeln!(std::io::stdout().lock(), "SKIPPED postgres::{test}: {why}; tests/run sets it");
+}
+
 impl Server {
     /// The server of `VAULT_TEST_PGHOST` and so on; `None`, and the test named as skipped, without one.
     pub fn get(test: &str) -> Option<Server> {
         let lookup = |name: &str| std::env::var(format!("VAULT_TEST_{name}")).ok();
         if lookup("PGHOST").is_none() {
-            // Not `println`, which the test harness swallows.
-            let _ = writeln!(
-                std::io::stdout().lock(),
-                "SKIPPED postgres::{test}: VAULT_TEST_PGHOST is not set; tests/run sets it"
-            );
+            skipped(test, "VAULT_TEST_PGHOST is not set");
             return None;
         }
-        let settings = Settings::from_env(lookup).expect("VAULT_TEST_PG* are usable");
-        Some(Server {
+        Some(Server::at(Settings::from_env(lookup).expect("VAULT_TEST_PG* are usable")))
+    }
+
+    /// A server that somebody else started.
+    pub fn at(settings: Settings) -> Server {
+        Server {
             settings: Settings { database: None, ..settings },
             databases: Vec::new(),
             roles: Vec::new(),
             tablespaces: Vec::new(),
-        })
+        }
     }
 
     /// A name that nobody else uses.

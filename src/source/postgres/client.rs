@@ -19,7 +19,7 @@ use postgres_protocol::message::frontend;
 
 use super::error::PostgresError;
 use super::settings::{Settings, SslMode};
-use super::stream::{Stream, waits};
+use super::stream::{Stream, untrusted, waits};
 use crate::progress::{Cancelled, Progress};
 
 /// Receive buffer. COPY data is handed on in pieces of up to this size.
@@ -203,7 +203,12 @@ impl Client {
         result.map_err(|error| match error {
             QueryError::Server(e) => login_error(settings, database, e),
             QueryError::Io(e) if super::error::is_cancelled(&e) => PostgresError::Cancelled(Cancelled),
-            QueryError::Io(e) | QueryError::Feed(e) => PostgresError::Unreachable { at: settings.at(), source: e },
+            QueryError::Io(e) | QueryError::Feed(e) => match untrusted(&e, settings) {
+                Some(hint) => {
+                    PostgresError::Untrusted { at: settings.at(), mode: settings.ssl_mode.as_str(), hint, source: e }
+                }
+                None => PostgresError::Unreachable { at: settings.at(), source: e },
+            },
             QueryError::Protocol(text) => PostgresError::Unreachable {
                 at: settings.at(),
                 source: io::Error::new(io::ErrorKind::InvalidData, text),

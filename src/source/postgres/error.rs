@@ -14,6 +14,8 @@ pub enum PostgresError {
     Usage(String),
     #[error("cannot reach PostgreSQL at {at}; check host and port (PGHOST, PGPORT) and that the server runs")]
     Unreachable { at: String, source: io::Error },
+    #[error("the certificate of PostgreSQL at {at} is refused, as sslmode is {mode}; {hint}")]
+    Untrusted { at: String, mode: &'static str, hint: String, source: io::Error },
     #[error("PostgreSQL at {at} does not let role {role} into database {database}; {hint}")]
     Login { at: String, role: String, database: String, hint: String, source: Box<ServerError> },
     /// The source is reached but cannot be backed up as it is: rights, locks, versions, missing tools.
@@ -55,9 +57,10 @@ impl PostgresError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             PostgresError::Usage(_) => ErrorKind::Usage,
-            PostgresError::Unreachable { .. } | PostgresError::Login { .. } | PostgresError::Source { .. } => {
-                ErrorKind::Source
-            }
+            PostgresError::Unreachable { .. }
+            | PostgresError::Untrusted { .. }
+            | PostgresError::Login { .. }
+            | PostgresError::Source { .. } => ErrorKind::Source,
             PostgresError::Dump { .. } | PostgresError::Tool { .. } => ErrorKind::DumpFailed,
             PostgresError::Target { .. } | PostgresError::Mismatch(_) => ErrorKind::RestoreTarget,
             PostgresError::Items { .. } => ErrorKind::Items,

@@ -184,6 +184,29 @@ fn roots(settings: &Settings) -> io::Result<RootCertStore> {
     Ok(store)
 }
 
+/// What to do about a certificate that was refused; `None` if it was not that which failed.
+pub fn untrusted(error: &io::Error, settings: &Settings) -> Option<String> {
+    use rustls::CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
+    };
+    let Some(rustls::Error::InvalidCertificate(reason)) = error.get_ref()?.downcast_ref() else { return None };
+    Some(match reason {
+        NotValidForName | NotValidForNameContext { .. } => {
+            "it is for another name: connect by the one it bears, or set PGSSLMODE=verify-ca".to_owned()
+        }
+        Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. } => {
+            "renew it, and see that the clocks of both hosts are right".to_owned()
+        }
+        _ => {
+            let known = match &settings.ssl_root_cert {
+                Some(file) if file.as_os_str() != "system" => format!("in {}", file.display()),
+                _ => "the system trusts".to_owned(),
+            };
+            format!("no authority {known} has signed it: set PGSSLROOTCERT to the file of the one that has")
+        }
+    })
+}
+
 /// `verify-ca`: a chain to a root, whatever name the certificate bears.
 #[derive(Debug)]
 struct ChainOnly(Arc<WebPkiServerVerifier>);
