@@ -196,6 +196,13 @@ pub struct Entry {
     pub settings: Vec<String>,
 }
 
+/// An entry as pg_dump would write it, for tests.
+#[cfg(test)]
+pub fn entry(kind: &str, name: &str, sql: &str) -> Entry {
+    let heading = Heading { name: name.into(), kind: kind.into(), schema: Some("s".into()), owner: "o".into() };
+    Entry { heading, sql: sql.into(), settings: Vec::new() }
+}
+
 /// Writes entries as they stood in their script.
 pub fn write_entries(entries: &[Entry], out: &mut dyn io::Write) -> io::Result<()> {
     let mut settings: &[String] = &[];

@@ -328,12 +328,7 @@ impl DatabaseRestore<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::postgres::script::Heading;
-
-    fn entry(kind: &str, name: &str, sql: &str) -> Entry {
-        let heading = Heading { name: name.into(), kind: kind.into(), schema: Some("s".into()), owner: "o".into() };
-        Entry { heading, sql: sql.into(), settings: Vec::new() }
-    }
+    use crate::source::postgres::script::entry;
 
     #[test]
     fn what_waits_for_each_other_is_not_begun_together() {

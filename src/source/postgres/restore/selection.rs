@@ -445,12 +445,7 @@ impl DatabaseRestore<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::postgres::script::Heading;
-
-    fn entry(kind: &str, name: &str, sql: &str) -> Entry {
-        let heading = Heading { name: name.into(), kind: kind.into(), schema: Some("s".into()), owner: "o".into() };
-        Entry { heading, sql: sql.into(), settings: Vec::new() }
-    }
+    use crate::source::postgres::script::entry;
 
     #[test]
     fn a_table_comes_with_what_it_needs_and_nothing_else() {
