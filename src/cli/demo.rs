@@ -153,14 +153,9 @@ impl Demo<'_> {
     }
 
     fn snapshot(&self, database: &str) -> anyhow::Result<(String, Value, Snapshot)> {
-        let source = postgres::SnapshotOptions {
-            connection: self.databases.connection.clone(),
-            databases: Some(vec![database.to_owned()]),
-            exclude_table_data: Vec::new(),
-            schema_only: false,
-            jobs: 0,
-            tools: ToolSearch::new(env("PATH").as_deref()),
-        };
+        let connection = &self.databases.connection;
+        let tools = ToolSearch::new(env("PATH").as_deref());
+        let source = postgres::SnapshotOptions::of_database(connection, database, tools);
         let options = SnapshotOptions {
             source: "postgres".to_owned(),
             name: database.to_owned(),
@@ -189,20 +184,7 @@ impl Demo<'_> {
     }
 
     fn restore(&self, snapshot: &Snapshot, into: &str) -> anyhow::Result<(String, Value, ())> {
-        let options = RestoreOptions {
-            connection: self.databases.connection.clone(),
-            snapshot: snapshot.id.hex(),
-            databases: None,
-            into: Some(into.to_owned()),
-            clean: false,
-            resume: false,
-            include: Vec::new(),
-            schema_only: false,
-            data_only: false,
-            no_owner: false,
-            verify: false,
-            jobs: 0,
-        };
+        let options = RestoreOptions::of_database(&self.databases.connection, &snapshot.id.hex(), into);
         let progress = &self.context.progress;
         let items = SnapshotItems::new(self.repo.clone(), snapshot.manifest.clone(), cores(), progress.clone());
         let report = postgres::restore(&options, &items, progress).map_err(exit::not_restored)?;

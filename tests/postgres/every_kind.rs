@@ -11,31 +11,12 @@ use crate::items::Kept;
 use crate::server::Server;
 
 pub fn snapshot_options(connection: &Settings, database: &str) -> SnapshotOptions {
-    SnapshotOptions {
-        connection: connection.clone(),
-        databases: Some(vec![database.to_owned()]),
-        exclude_table_data: Vec::new(),
-        schema_only: false,
-        jobs: 2,
-        tools: ToolSearch::new(std::env::var("PATH").ok().as_deref()),
-    }
+    let tools = ToolSearch::new(std::env::var("PATH").ok().as_deref());
+    SnapshotOptions { jobs: 2, ..SnapshotOptions::of_database(connection, database, tools) }
 }
 
 pub fn restore_options(connection: &Settings, into: &str) -> RestoreOptions {
-    RestoreOptions {
-        connection: connection.clone(),
-        snapshot: "0123abcd".into(),
-        databases: None,
-        into: Some(into.to_owned()),
-        clean: false,
-        resume: false,
-        include: Vec::new(),
-        schema_only: false,
-        data_only: false,
-        no_owner: false,
-        verify: true,
-        jobs: 2,
-    }
+    RestoreOptions { verify: true, jobs: 2, ..RestoreOptions::of_database(connection, "0123abcd", into) }
 }
 
 /// Loads every_kind.sql; returns the database's name.

@@ -51,6 +51,20 @@ pub struct SnapshotOptions {
     pub tools: ToolSearch,
 }
 
+impl SnapshotOptions {
+    /// All of one database, with a connection per core.
+    pub fn of_database(connection: &Settings, name: &str, tools: ToolSearch) -> SnapshotOptions {
+        SnapshotOptions {
+            connection: connection.clone(),
+            databases: Some(vec![name.to_owned()]),
+            exclude_table_data: Vec::new(),
+            schema_only: false,
+            jobs: 0,
+            tools,
+        }
+    }
+}
+
 /// Reads databases into `sink`.
 ///
 /// Returns only after every item is finished: any error on the way leaves the snapshot without an item that is short.

@@ -58,6 +58,26 @@ pub struct RestoreOptions {
     pub jobs: usize,
 }
 
+impl RestoreOptions {
+    /// All of a snapshot of one database, into one that is not there yet, with a connection per core.
+    pub fn of_database(connection: &Settings, snapshot: &str, into: &str) -> RestoreOptions {
+        RestoreOptions {
+            connection: connection.clone(),
+            snapshot: snapshot.to_owned(),
+            databases: None,
+            into: Some(into.to_owned()),
+            clean: false,
+            resume: false,
+            include: Vec::new(),
+            schema_only: false,
+            data_only: false,
+            no_owner: false,
+            verify: false,
+            jobs: 0,
+        }
+    }
+}
+
 /// What a restore did.
 #[derive(Debug, Clone, Default)]
 pub struct RestoreReport {
