@@ -23,13 +23,18 @@ const WINDOW_BLOBS: usize = 4;
 const WINDOW_BYTES: usize = 4 << 20;
 /// Blobs of one pack that lie this close together are fetched in one request.
 const GAP_BYTES: u32 = 128 << 10;
+/// Buffers that wait to be filled again.
+const SPARE_BUFFERS: usize = 2 * WINDOW_BLOBS;
 
 /// Reads streams of one repository. Usable from several threads at once; they share the opened blobs.
 pub struct Reader {
     repo: Arc<Repository>,
     openers: usize,
     progress: Progress,
+    /// Blobs that may be asked for again, the ones used last at the end.
     opened: Mutex<VecDeque<(ObjectId, u32, Arc<Vec<u8>>)>>,
+    /// Buffers to be filled again, the ones used last at the end: they are still in the processor's cache.
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
 /// A piece of an opened blob.
@@ -49,7 +54,7 @@ struct Job {
 impl Reader {
     /// `openers` is the number of threads that fetch and open for one stream.
     pub fn new(repo: Arc<Repository>, openers: usize, progress: Progress) -> Self {
-        Self { repo, openers: openers.max(1), progress, opened: Mutex::default() }
+        Self { repo, openers: openers.max(1), progress, opened: Mutex::default(), spare: Mutex::default() }
     }
 
     /// Calls `each` with every entry that a stream leads to, depth first: list chunks with their depth, then what they
@@ -146,8 +151,20 @@ impl Reader {
                 return Err(crate::progress::Cancelled.into());
             }
             out(&bytes[range])?;
+            self.give_back(bytes);
         }
         Ok(())
+    }
+
+    /// Keeps a buffer for the next blob, if nobody else holds it.
+    fn give_back(&self, bytes: Arc<Vec<u8>>) {
+        if let Some(mut buffer) = Arc::into_inner(bytes) {
+            buffer.clear();
+            let mut spare = self.spare.lock().expect("no code panics while it holds this lock");
+            if spare.len() < SPARE_BUFFERS {
+                spare.push(buffer);
+            }
+        }
     }
 
     fn plan(
@@ -267,7 +284,12 @@ impl Reader {
                     for (blob, plaintext) in &mut blobs[at..at + run] {
                         let start = (blob.offset - first.offset) as usize;
                         match self.open(opener, blob, &bytes[start..start + blob.stored as usize], 0) {
-                            Ok(opened) => *plaintext = Some(opened),
+                            Ok(opened) => {
+                                if !used_up(blob, &window) {
+                                    self.keep(blob, &opened);
+                                }
+                                *plaintext = Some(opened);
+                            }
                             Err(error) => failures.push((blob.clone(), error)),
                         }
                     }
@@ -309,7 +331,9 @@ impl Reader {
         }
         let range = u64::from(blob.offset)..u64::from(blob.offset) + u64::from(blob.stored);
         let sealed = self.repo.backend.get(&pack_name(&blob.pack), Some(range)).map_err(RepoError::from)?;
-        self.open(opener, blob, &sealed, depth)
+        let plaintext = self.open(opener, blob, &sealed, depth)?;
+        self.keep(blob, &plaintext);
+        Ok(plaintext)
     }
 
     /// Opens a blob, after its bases. `depth` counts how many blobs wait for this one.
@@ -329,17 +353,23 @@ impl Reader {
             let plaintext = self.fetch_and_open(opener, &found.blob, depth + 1)?;
             bases.extend_from_slice(&plaintext[found.blob.range_of(&(found.position..found.position + 1))]);
         }
-        let mut plaintext = Vec::new();
+        let mut plaintext =
+            self.spare.lock().expect("no code panics while it holds this lock").pop().unwrap_or_default();
         opener
             .open(&self.repo.keys, &blob.contents, sealed, &bases, &mut plaintext)
             .map_err(|error| damaged(&format!("{} (blob at {})", pack_name(&blob.pack), blob.offset), &error))?;
-        let plaintext = Arc::new(plaintext);
+        Ok(Arc::new(plaintext))
+    }
+
+    /// Keeps an opened blob for whoever asks for it next.
+    fn keep(&self, blob: &BlobRow, plaintext: &Arc<Vec<u8>>) {
         let mut opened = self.opened.lock().expect("no code panics while it holds this lock");
-        if opened.len() >= OPENED_BLOBS {
-            opened.pop_front();
-        }
+        let oldest = if opened.len() >= OPENED_BLOBS { opened.pop_front() } else { None };
         opened.push_back((blob.pack, blob.offset, plaintext.clone()));
-        Ok(plaintext)
+        drop(opened);
+        if let Some((_, _, bytes)) = oldest {
+            self.give_back(bytes);
+        }
     }
 
     /// A blob that is still open; the ones used last are kept longest.
@@ -462,6 +492,12 @@ impl<'r> Planner<'r> {
 
 fn same_blob(a: &BlobRow, b: &BlobRow) -> bool {
     a.pack == b.pack && a.offset == b.offset
+}
+
+/// Whether a window takes a blob whole: a stream rarely comes back to one of these.
+fn used_up(blob: &BlobRow, window: &[Part]) -> bool {
+    let used: usize = window.iter().filter(|part| same_blob(&part.blob, blob)).map(|part| part.positions.len()).sum();
+    used >= blob.contents.chunks.len()
 }
 
 /// How many blobs from the first on lie close enough together, in order, to be fetched in one request.
