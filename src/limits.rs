@@ -9,7 +9,7 @@
 //! | streams being cut: `W x` ([`STREAM_BUFFER_BYTES`]) and one blob each ([`BLOB_BYTES_TARGET`] and a chunk) | 3.3 MiB x W |
 //! | blobs waiting for a sealer, buffers to be used again: 2 [`SEAL_QUEUE_BLOBS`] + S | 2.3 MiB x (8 + S) |
 //! | each sealer: its blob, the sealed bytes, the copy inflated again, the zstd contexts | 10 MiB x S |
-//! | packs being filled or put: 1 + [`PUT_QUEUE_PACKS`] + uploaders, each [`PACK_BYTES_TARGET`] + one blob | 18 MiB x 3 |
+//! | packs being filled or put: 1 + [`PUT_QUEUE_PACKS`] + uploaders, each [`PACK_BYTES_TARGET`] + one blob | 18 MiB x 2 |
 //! | chunks not yet in an index object: [`INDEX_CHUNKS_MAX`] entries | 10 MiB |
 //! | SQLite page cache | 8 MiB |
 //!
@@ -96,8 +96,8 @@ pub const ARGON2_P_RANGE: std::ops::RangeInclusive<u32> = 1..=16;
 pub const STREAM_BUFFER_BYTES: usize = 1 << 20;
 /// Blobs waiting to be sealed.
 pub const SEAL_QUEUE_BLOBS: usize = 4;
-/// Full packs waiting to be put.
-pub const PUT_QUEUE_PACKS: usize = 1;
+/// Full packs waiting to be put, beside the one that is being put: the one being filled waits its turn.
+pub const PUT_QUEUE_PACKS: usize = 0;
 /// Blobs of which a backup remembers that they have all their bases.
 pub const STANDING_BLOBS: usize = 64 << 10;
 /// Opened blobs that a reader keeps: blobs with bases come back to the same older ones again and again.

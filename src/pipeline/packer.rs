@@ -13,8 +13,8 @@ use crate::format::manifest::ChunkEntry;
 use crate::format::pack::{BlobContents, BlobEntry, BlobKind, encode_directory, encode_trailer};
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{
-    BASE_BYTES_MAX, BLOB_BASES_MAX, DELTA_DEPTH_WRITTEN, INDEX_CHUNKS_MAX, PACK_BYTES_TARGET, PACK_CHUNKS_MAX,
-    PUT_QUEUE_PACKS, SEAL_QUEUE_BLOBS,
+    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_TARGET, DELTA_DEPTH_WRITTEN, INDEX_CHUNKS_MAX, PACK_BYTES_TARGET,
+    PACK_CHUNKS_MAX, PUT_QUEUE_PACKS, SEAL_QUEUE_BLOBS,
 };
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
@@ -76,8 +76,10 @@ struct Shared {
     added: Arc<Added>,
     pending: Arc<Pending>,
     failure: Mutex<Option<PipelineError>>,
-    /// Buffers of sealed plaintext, to be filled again.
+    /// Buffers of plaintext and of sealed blobs, to be filled again. So memory is what is in use at once, and not what an
+    /// allocator keeps between large pieces that come and go on several threads.
     spare: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
+    spare_sealed: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     supersedes: Mutex<Vec<ObjectId>>,
     bases: Option<BaseFinder>,
 }
@@ -163,13 +165,14 @@ impl Packer {
         let (blobs, blob_queue) = bounded(SEAL_QUEUE_BLOBS);
         let (sealed, sealed_queue) = bounded(SEAL_QUEUE_BLOBS);
         let (packs, pack_queue) = bounded(PUT_QUEUE_PACKS);
-        let spare = bounded(SEAL_QUEUE_BLOBS + sealers);
+        let [spare, spare_sealed] = [(); 2].map(|()| bounded(SEAL_QUEUE_BLOBS + sealers));
         let shared = Arc::new(Shared {
             repo,
             added,
             pending,
             failure: Mutex::default(),
             spare,
+            spare_sealed,
             supersedes: Mutex::default(),
             bases,
         });
@@ -285,7 +288,7 @@ fn seal_blobs(
                     Some(finder) if !candidates.is_empty() => finder.gather(&mut contents, &candidates),
                     _ => Vec::new(),
                 };
-                let mut stored = Vec::new();
+                let mut stored = shared.spare_sealed.1.try_recv().unwrap_or_default();
                 let entropy = random().map_err(PipelineError::Repo)?;
                 sealer.seal(&shared.repo.keys, &mut contents, &plaintext, &bases, &entropy, &mut stored)?;
                 if let Some(finder) = &shared.bases {
@@ -358,6 +361,14 @@ fn fill_packs(
     let mut writer = PackWriter::new(Vec::new());
     for blob in sealed {
         writer.push(blob.contents, &blob.stored);
+        if let Ok(buffer) = blob.stored.try_into_mut() {
+            let mut buffer = Vec::from(buffer);
+            buffer.clear();
+            // A blob that was copied may be the last piece of a whole pack.
+            if buffer.capacity() <= 2 * BLOB_BYTES_TARGET {
+                let _ = shared.spare_sealed.0.try_send(buffer);
+            }
+        }
         if writer.is_full() {
             let next = PackWriter::new(empty.try_recv().unwrap_or_default());
             if !close(std::mem::replace(&mut writer, next))? {

@@ -18,7 +18,7 @@ const DELTA_SURELY: usize = 200;
 /// Compresses and seals blobs. Holds the codec's contexts and buffers: one a thread.
 pub struct Sealer {
     deflate: CCtx<'static>,
-    inflate: DCtx<'static>,
+    opener: Opener,
     level: i32,
     packed: Vec<u8>,
     contents: Vec<u8>,
@@ -35,7 +35,7 @@ impl Sealer {
     pub fn new(level: i32) -> Self {
         Self {
             deflate: CCtx::create(),
-            inflate: DCtx::create(),
+            opener: Opener::default(),
             level,
             packed: Vec::new(),
             contents: Vec::new(),
@@ -69,12 +69,9 @@ impl Sealer {
         let start = out.len();
         seal_box(keys, box_kind(contents.kind), &object_id, compression, plaintext.len(), payload, entropy, out);
 
-        let mut check = std::mem::take(&mut self.check);
-        let same = open_raw(keys, contents.kind, &object_id, &out[start..], bases, &mut self.inflate, &mut check)
-            .is_ok()
-            && check == plaintext;
-        self.check = check;
-        if same { Ok(()) } else { Err(SealError) }
+        let check = &mut self.check;
+        let opened = self.opener.open_raw(keys, contents.kind, &object_id, &out[start..], bases, check);
+        if opened.is_ok() && check == plaintext { Ok(()) } else { Err(SealError) }
     }
 
     /// Leaves the better frame in `self.packed` and returns the bases that it needs.
@@ -130,14 +127,15 @@ impl Sealer {
     }
 }
 
-/// Opens blobs. Holds the codec's context: one a thread.
+/// Opens blobs. Holds the codec's context and a buffer: one a thread.
 pub struct Opener {
     inflate: DCtx<'static>,
+    payload: Vec<u8>,
 }
 
 impl Default for Opener {
     fn default() -> Self {
-        Self { inflate: DCtx::create() }
+        Self { inflate: DCtx::create(), payload: Vec::new() }
     }
 }
 
@@ -156,7 +154,7 @@ impl Opener {
         let mut encoded = Vec::new();
         contents.encode(&mut encoded);
         let object_id = keys.blob_list(&encoded);
-        open_raw(keys, contents.kind, &object_id, sealed, bases, &mut self.inflate, out)?;
+        self.open_raw(keys, contents.kind, &object_id, sealed, bases, out)?;
         let what = box_kind(contents.kind).word();
         if out.len() != contents.raw_bytes() {
             let detail = format!("its chunks add up to {}", contents.raw_bytes());
@@ -172,6 +170,26 @@ impl Opener {
         }
         Ok(())
     }
+
+    fn open_raw(
+        &mut self,
+        keys: &Keys,
+        kind: BlobKind,
+        object_id: &[u8; 32],
+        sealed: &[u8],
+        bases: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), OpenError> {
+        let kind = box_kind(kind);
+        let opened = open_box(keys, kind, object_id, sealed, &mut self.payload)?;
+        match opened.compression {
+            Compression::None => {
+                std::mem::swap(out, &mut self.payload);
+                Ok(())
+            }
+            Compression::Zstd => inflate(&mut self.inflate, kind.word(), &self.payload, bases, opened.raw_bytes, out),
+        }
+    }
 }
 
 /// Names a chunk of a blob of `kind`.
@@ -186,26 +204,6 @@ fn box_kind(kind: BlobKind) -> Kind {
     match kind {
         BlobKind::Data => Kind::DataBlob,
         BlobKind::Meta => Kind::MetaBlob,
-    }
-}
-
-fn open_raw(
-    keys: &Keys,
-    kind: BlobKind,
-    object_id: &[u8; 32],
-    sealed: &[u8],
-    bases: &[u8],
-    context: &mut DCtx<'static>,
-    out: &mut Vec<u8>,
-) -> Result<(), OpenError> {
-    let kind = box_kind(kind);
-    let opened = open_box(keys, kind, object_id, sealed)?;
-    match opened.compression {
-        Compression::None => {
-            *out = opened.payload;
-            Ok(())
-        }
-        Compression::Zstd => inflate(context, kind.word(), &opened.payload, bases, opened.raw_bytes, out),
     }
 }
 

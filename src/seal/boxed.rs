@@ -97,19 +97,24 @@ pub fn seal_box(
     out.extend_from_slice(&tag);
 }
 
-/// A box that was authenticated and decrypted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a box that was authenticated and decrypted says of its payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opened {
     pub compression: Compression,
     /// Size of the payload once decompressed, in bytes.
     pub raw_bytes: usize,
-    pub payload: Vec<u8>,
 }
 
-/// Authenticates and decrypts one box that fills `sealed` exactly.
+/// Authenticates and decrypts one box that fills `sealed` exactly, into `payload`, which is emptied first.
 ///
 /// `object_id` is what the caller asked for; a box that was sealed as another one fails with `Authentication`.
-pub fn open_box(keys: &Keys, kind: Kind, object_id: &[u8; 32], sealed: &[u8]) -> Result<Opened, OpenError> {
+pub fn open_box(
+    keys: &Keys,
+    kind: Kind,
+    object_id: &[u8; 32],
+    sealed: &[u8],
+    payload: &mut Vec<u8>,
+) -> Result<Opened, OpenError> {
     let what = kind.word();
     let (header, body) =
         sealed.split_first_chunk::<HEADER_BYTES>().ok_or(OpenError::Truncated { what, bytes: sealed.len() })?;
@@ -138,7 +143,8 @@ pub fn open_box(keys: &Keys, kind: Kind, object_id: &[u8; 32], sealed: &[u8]) ->
         return Err(OpenError::TooLarge { what, bytes: ciphertext.len() as u64 });
     }
     let aad = associated_data(keys, header, object_id);
-    let mut payload = ciphertext.to_vec();
+    payload.clear();
+    payload.extend_from_slice(ciphertext);
     cipher(keys, kind)
         .decrypt_inout_detached(&nonce(header), &aad, payload.as_mut_slice().into(), &Tag::from(*tag))
         .map_err(|_| OpenError::Authentication { what })?;
@@ -146,7 +152,7 @@ pub fn open_box(keys: &Keys, kind: Kind, object_id: &[u8; 32], sealed: &[u8]) ->
         let detail = format!("it holds {}", payload.len());
         return Err(OpenError::Decompress { what, bytes: raw_bytes, detail });
     }
-    Ok(Opened { compression, raw_bytes, payload })
+    Ok(Opened { compression, raw_bytes })
 }
 
 /// Seals a whole object that is named by the hash of its bytes, compressed if that helps.
@@ -161,19 +167,13 @@ pub fn seal_object(keys: &Keys, kind: Kind, plaintext: &[u8], entropy: &[u8; 32]
 
 /// Opens what [`seal_object`] made. The caller has compared the object's name with the hash of `sealed`.
 pub fn open_object(keys: &Keys, kind: Kind, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
-    let opened = open_box(keys, kind, &NAMED_BY_HASH, sealed)?;
+    let mut payload = Vec::new();
+    let opened = open_box(keys, kind, &NAMED_BY_HASH, sealed, &mut payload)?;
     match opened.compression {
-        Compression::None => Ok(opened.payload),
+        Compression::None => Ok(payload),
         Compression::Zstd => {
-            let mut out = Vec::with_capacity(opened.raw_bytes);
-            inflate(
-                &mut zstd::zstd_safe::DCtx::create(),
-                kind.word(),
-                &opened.payload,
-                &[],
-                opened.raw_bytes,
-                &mut out,
-            )?;
+            let (mut context, mut out) = (zstd::zstd_safe::DCtx::create(), Vec::new());
+            inflate(&mut context, kind.word(), &payload, &[], opened.raw_bytes, &mut out)?;
             Ok(out)
         }
     }
@@ -271,8 +271,12 @@ mod tests {
         let id = [3; 32];
         let mut sealed = Vec::new();
         seal_box(&keys(1), Kind::DataBlob, &id, Compression::None, 5, b"hello", &[9; 32], &mut sealed);
-        assert_eq!(open_box(&keys(1), Kind::DataBlob, &id, &sealed).unwrap().payload, b"hello");
-        let refused = |keys: &Keys, kind, id: &[u8; 32], bytes: &[u8]| open_box(keys, kind, id, bytes).is_err();
+        let open = |keys: &Keys, kind, id: &[u8; 32], bytes: &[u8]| {
+            let mut payload = b"from before".to_vec();
+            open_box(keys, kind, id, bytes, &mut payload).map(|_| payload)
+        };
+        assert_eq!(open(&keys(1), Kind::DataBlob, &id, &sealed).unwrap(), b"hello");
+        let refused = |keys: &Keys, kind, id: &[u8; 32], bytes: &[u8]| open(keys, kind, id, bytes).is_err();
         assert!(refused(&keys(2), Kind::DataBlob, &id, &sealed), "another repository");
         assert!(refused(&keys(1), Kind::MetaBlob, &id, &sealed), "another kind");
         assert!(refused(&keys(1), Kind::DataBlob, &[4; 32], &sealed), "another object");

@@ -159,8 +159,9 @@ fn slot(given: &Given) -> Result<Value, Failure> {
 fn sealed(given: &Given) -> Result<Value, Failure> {
     let (keys, kind, object_id) = (keys_of(given), kind_of(given), array(given, "object_id"));
     let raw = bytes(given, "bytes");
-    let plaintext = match open_box(&keys, kind, &object_id, &raw)?.compression {
-        Compression::None => open_box(&keys, kind, &object_id, &raw)?.payload,
+    let mut payload = Vec::new();
+    let plaintext = match open_box(&keys, kind, &object_id, &raw, &mut payload)?.compression {
+        Compression::None => payload,
         Compression::Zstd => open_object(&keys, kind, &raw)?,
     };
     Ok(json!({ "plaintext": fact(&plaintext) }))
