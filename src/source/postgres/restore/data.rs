@@ -57,6 +57,7 @@ impl DatabaseRestore<'_> {
                     self.warn(format!("database {}: triggers and foreign keys stay active: {e}", self.into));
                 }
             }
+            let _watch = board.watch();
             while let Some(work) = board.take() {
                 match work {
                     Work::Table(load) => {

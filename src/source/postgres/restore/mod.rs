@@ -523,8 +523,12 @@ impl<'a> DatabaseRestore<'a> {
         }
     }
 
+    /// Warns once, however often the reason comes up.
     fn warn(&self, text: String) {
-        self.warnings.lock().expect("nothing panics with it").push(text);
+        let mut warnings = self.warnings.lock().expect("nothing panics with it");
+        if !warnings.contains(&text) {
+            warnings.push(text);
+        }
     }
 
     fn failed(&self, what: &str, e: QueryError) -> PostgresError {

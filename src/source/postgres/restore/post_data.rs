@@ -186,8 +186,24 @@ impl<'u, 'e> Board<'u, 'e> {
         self.changed.notify_all();
     }
 
+    /// Lets nobody wait for one who panics: the board fails with him.
+    pub(super) fn watch(&self) -> Watch<'_, 'u, 'e> {
+        Watch(self)
+    }
+
     fn state(&self) -> MutexGuard<'_, State<'u, 'e>> {
         self.state.lock().expect("nothing panics with it")
+    }
+}
+
+/// See [`Board::watch`].
+pub(super) struct Watch<'b, 'u, 'e>(&'b Board<'u, 'e>);
+
+impl Drop for Watch<'_, '_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail();
+        }
     }
 }
 
@@ -285,6 +301,7 @@ impl DatabaseRestore<'_> {
             let board = Board::new(Vec::new(), run);
             let connections = self.jobs().min(board.len());
             self.side_by_side(client, connections, &|client| {
+                let _watch = board.watch();
                 while let Some(work) = board.take() {
                     if let Work::Unit(unit) = work {
                         self.work_on(client, mark, &board, unit)?;
