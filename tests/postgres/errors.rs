@@ -471,7 +471,11 @@ fn an_index_is_built_once_its_table_is_loaded_and_not_before() {
             server.value(&into, names) == "small_a"
         });
         assert!(there, "the index comes while the other table waits; there is {:?}", server.value(&into, names));
-        std::thread::sleep(Duration::from_millis(300));
+        let analyzed = (0..400).any(|_| {
+            std::thread::sleep(Duration::from_millis(50));
+            server.value(&into, "SELECT count(*) FROM pg_stats WHERE tablename = 'small'") == "1"
+        });
+        assert!(analyzed, "and then its statistics");
         assert_eq!(server.value(&into, names), "small_a", "none of those of a table without rows");
         assert_eq!(server.value(&into, constraints), "0", "and no constraint of it");
     };

@@ -136,6 +136,13 @@ fn every_kind_of_object_comes_back() {
     assert_eq!(server.value(&into, marks), "0", "the mark is gone");
     assert_eq!(server.value(&into, "SELECT count(*) FROM no_columns"), "5");
     assert_eq!(server.value(&into, "SELECT count(*) FROM all_dropped"), "2");
+    let without_statistics = "SELECT string_agg(relname, ',') FROM pg_class c \
+        WHERE relkind IN ('r', 'p', 'm') AND relnamespace = 'public'::regnamespace AND reltuples > 0 \
+        AND EXISTS (SELECT FROM pg_attribute a WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) \
+        AND NOT EXISTS (SELECT FROM pg_statistic WHERE starelid = c.oid)";
+    assert_eq!(server.value(&into, without_statistics), "", "every table with rows is analyzed");
+    let of_several_columns = "SELECT count(*) > 0 FROM pg_statistic_ext_data";
+    assert_eq!(server.value(&into, of_several_columns), "t", "after the statistics of several columns were made");
     let rows = kept.item(&format!("{database}/table/public/no_columns")).unwrap().rows;
     assert_eq!(rows, Some(5));
     let same = "SELECT md5(string_agg(md5(lo_get(oid)), ',' ORDER BY oid)) FROM pg_largeobject_metadata";

@@ -1,11 +1,11 @@
 //! Rows, sequences and large objects back into their places, and what comes of it compared with the snapshot.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, Write};
 use std::sync::Mutex;
 
 use super::mark::{Mark, record};
-use super::post_data::{Board, Load, Name, Unit, Work};
+use super::post_data::{Board, Early, Load, Name, Unit, Work};
 use super::saved::SavedTable;
 use super::scripts;
 use super::{DatabaseRestore, TableReport, saved};
@@ -21,15 +21,15 @@ const STATEMENT_BYTES: usize = 256 << 10;
 const LINE_BYTES_MAX: usize = 4 << 20;
 
 impl DatabaseRestore<'_> {
-    /// Copies tables in, several at a time, the longest first. Connections that find no table left begin with `units`, on
-    /// tables that are loaded.
+    /// Copies tables in, several at a time, the longest first. Connections that find no table left begin with what is
+    /// `early`, on tables that are loaded. Returns the tables that are analyzed, too.
     pub(super) fn load_tables(
         &self,
         client: &mut Client,
         mark: &Mark,
         tables: &[&SavedTable],
-        units: &[Unit<'_>],
-    ) -> Result<Vec<TableReport>, PostgresError> {
+        early: Early<'_>,
+    ) -> Result<(Vec<TableReport>, BTreeSet<Name>), PostgresError> {
         if self.options.data_only {
             self.check_empty(client, mark, tables)?;
         }
@@ -43,13 +43,14 @@ impl DatabaseRestore<'_> {
             }
             reports.push(done.map(|(rows, hash)| report(table, rows, hash.to_owned())));
         }
-        let entries: usize = units.iter().map(Unit::len).sum();
-        self.progress.add_items_total((queue.len() + entries) as u64);
+        let entries: usize = early.units.iter().map(Unit::len).sum();
+        self.progress.add_items_total((queue.len() + entries + early.analyze.len()) as u64);
         queue.sort_by_key(|&at| std::cmp::Reverse(tables[at].item.bytes));
         let loads = queue.into_iter().map(|number| Load { number, fills: fills(tables, number) }).collect();
-        let board = Board::new(loads, units);
+        let board = Board::new(loads, &early.units, early.analyze);
         let connections = self.jobs().min(board.len()).max(1);
         let reports = Mutex::new(reports);
+        let analyzed = Mutex::new(BTreeSet::new());
         self.side_by_side(client, connections, &|client| {
             if self.options.data_only {
                 // Triggers and foreign keys would fire in whatever order the tables come.
@@ -69,11 +70,17 @@ impl DatabaseRestore<'_> {
                         self.progress.add_items(1);
                     }
                     Work::Unit(unit) => self.work_on(client, mark, &board, unit)?,
+                    Work::Analyze(table) => {
+                        self.analyze_table(client, &qualified(&table.0, &table.1)).inspect_err(|_| board.fail())?;
+                        analyzed.lock().expect("nothing panics with it").insert(table);
+                        self.progress.add_items(1);
+                    }
                 }
             }
             Ok(())
         })?;
-        Ok(reports.into_inner().expect("all threads have ended").into_iter().flatten().collect())
+        let reports = reports.into_inner().expect("all threads have ended").into_iter().flatten().collect();
+        Ok((reports, analyzed.into_inner().expect("all threads have ended")))
     }
 
     fn load_table(&self, client: &mut Client, table: &SavedTable) -> Result<TableReport, PostgresError> {
@@ -226,9 +233,23 @@ impl DatabaseRestore<'_> {
             .map_err(failed)
     }
 
-    /// Gives the planner its statistics, table by table. A partitioned table takes its partitions along, unless some of
+    /// Gives the planner a table's statistics.
+    fn analyze_table(&self, client: &mut Client, table: &str) -> Result<(), PostgresError> {
+        self.progress.doing(&format!("{}: analyzing {table}", self.into));
+        match client.execute(&format!("ANALYZE {table}")) {
+            Ok(_) => Ok(()),
+            // Statistics come again by themselves; a table whose expressions fail is no reason to fail.
+            Err(e) if !e.code().is_empty() => {
+                self.warn(format!("{table} could not be analyzed: {e}"));
+                Ok(())
+            }
+            Err(e) => Err(self.failed("it cannot be analyzed", e)),
+        }
+    }
+
+    /// Gives the planner its statistics, table by table, but for those that are `done`. A partitioned table takes its partitions along, unless some of
     /// them lie on another server, which need not answer.
-    pub(super) fn analyze(&self, client: &mut Client, mark: &Mark) -> Result<(), PostgresError> {
+    pub(super) fn analyze(&self, client: &mut Client, mark: &Mark, done: &BTreeSet<Name>) -> Result<(), PostgresError> {
         if mark.done("analyze").is_some() {
             return Ok(());
         }
@@ -246,20 +267,20 @@ impl DatabaseRestore<'_> {
             )
             .map_err(failed)?;
         self.progress.phase(&format!("{}: analyzing", self.into));
-        self.progress.add_items_total(rows.len() as u64);
-        let queue: Mutex<VecDeque<String>> =
-            Mutex::new(rows.iter().map(|row| qualified(row.text(0), row.text(1))).collect());
-        let connections = self.jobs().min(rows.len()).max(1);
+        let queue: VecDeque<String> = rows
+            .iter()
+            .map(|row| (row.text(0).to_owned(), row.text(1).to_owned()))
+            .filter(|table| !done.contains(table))
+            .map(|(schema, name)| qualified(&schema, &name))
+            .collect();
+        self.progress.add_items_total(queue.len() as u64);
+        let connections = self.jobs().min(queue.len()).max(1);
+        let queue = Mutex::new(queue);
         self.side_by_side(client, connections, &|client| {
             loop {
                 let next = queue.lock().expect("nothing panics with it").pop_front();
                 let Some(table) = next else { return Ok(()) };
-                match client.execute(&format!("ANALYZE {table}")) {
-                    Ok(_) => {}
-                    // Statistics come again by themselves; a table whose expressions fail is no reason to fail.
-                    Err(e) if !e.code().is_empty() => self.warn(format!("{table} could not be analyzed: {e}")),
-                    Err(e) => return Err(failed(e)),
-                }
+                self.analyze_table(client, &table)?;
                 self.progress.add_items(1);
             }
         })?;

@@ -13,6 +13,7 @@ mod saved;
 mod scripts;
 mod selection;
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::thread;
 
@@ -339,16 +340,17 @@ impl<'a> DatabaseRestore<'a> {
         }
         let post_data = if options.data_only { &[] } else { schema.post_data.as_slice() };
         let mut plan = self.plan_post_data(client, post_data)?;
-        let mut reports = Vec::new();
+        let (mut reports, mut analyzed) = (Vec::new(), BTreeSet::new());
         if !options.schema_only {
             self.progress.phase(&format!("{}: tables", self.into));
-            reports = self.load_tables(client, mark, tables, &plan.take_first())?;
+            let early = plan.take_early(tables.iter().map(|table| (table.schema.clone(), table.name.clone())));
+            (reports, analyzed) = self.load_tables(client, mark, tables, early)?;
             self.load_sequences(client, mark)?;
             self.load_large_objects(client, mark)?;
         }
         self.run_post_data(client, mark, &plan)?;
         if !options.schema_only {
-            self.analyze(client, mark)?;
+            self.analyze(client, mark, &analyzed)?;
         }
         if options.verify {
             self.verify(tables, &mut reports)?;

@@ -11,9 +11,9 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 
 use super::mark::{Mark, record};
 use super::{DatabaseRestore, qualified_at, table_of};
-use crate::source::postgres::client::Client;
+use crate::source::postgres::client::{Client, Row};
 use crate::source::postgres::error::PostgresError;
-use crate::source::postgres::script::{Entry, words};
+use crate::source::postgres::script::{Entry, statements, words};
 
 pub(super) type Name = (String, String);
 
@@ -67,6 +67,20 @@ fn units<'e>(entries: &'e [Entry], partitioned: &BTreeSet<Name>) -> Vec<Unit<'e>
     units
 }
 
+/// Parts units where those that run alone, and foreign keys, begin and end.
+fn runs(units: Vec<Unit<'_>>) -> Vec<Vec<Unit<'_>>> {
+    let mut runs: Vec<Vec<Unit<'_>>> = Vec::new();
+    for unit in units {
+        let fits =
+            |run: &&mut Vec<Unit<'_>>| run[0].runs_alone() == unit.runs_alone() && run[0].foreign == unit.foreign;
+        match runs.last_mut().filter(fits) {
+            Some(run) => run.push(unit),
+            None => runs.push(vec![unit]),
+        }
+    }
+    runs
+}
+
 /// The tables that an entry locks; none if it is not one that runs beside others.
 fn tables(entry: &Entry, partitioned: &BTreeSet<Name>) -> (Vec<Name>, Vec<Name>) {
     let alone = (Vec::new(), Vec::new());
@@ -89,15 +103,42 @@ fn tables(entry: &Entry, partitioned: &BTreeSet<Name>) -> (Vec<Name>, Vec<Name>)
     }
 }
 
+/// What is done beside the loading of tables.
+#[derive(Default)]
+pub(super) struct Early<'e> {
+    pub units: Vec<Unit<'e>>,
+    /// Tables that can be analyzed once they are loaded and these units are through.
+    pub analyze: BTreeSet<Name>,
+}
+
 /// Units in runs: those of a run may be worked on together unless they run alone, and each run follows the one before.
-pub(super) struct Plan<'e>(Vec<Vec<Unit<'e>>>);
+pub(super) struct Plan<'e> {
+    runs: Vec<Vec<Unit<'e>>>,
+    /// Tables that are analyzed at the end: others belong to them, or statistics of several columns come first.
+    last: BTreeSet<Name>,
+}
 
 impl<'e> Plan<'e> {
-    /// Takes out the first run, if it needs nothing of post-data but its own tables.
-    pub(super) fn take_first(&mut self) -> Vec<Unit<'e>> {
-        let first = self.0.first().and_then(|run| run.first());
-        if first.is_some_and(|unit| !unit.runs_alone() && !unit.foreign) { self.0.remove(0) } else { Vec::new() }
+    /// Takes out the first run, if it needs nothing of post-data but its own tables. `loaded` are the tables that are loaded
+    /// beside it.
+    pub(super) fn take_early(&mut self, loaded: impl Iterator<Item = Name>) -> Early<'e> {
+        let first = self.runs.first().and_then(|run| run.first());
+        let beside = first.is_some_and(|unit| !unit.runs_alone() && !unit.foreign);
+        let units = if beside { self.runs.remove(0) } else { Vec::new() };
+        // Their statistics are to know every index.
+        let later = self.runs.iter().flatten().filter(|unit| !unit.foreign);
+        let later: BTreeSet<&Name> = later.flat_map(|unit| unit.exclusive.iter().chain(&unit.shared)).collect();
+        let analyze = loaded.filter(|table| !self.last.contains(table) && !later.contains(table)).collect();
+        Early { units, analyze }
     }
+}
+
+/// The table of a CREATE STATISTICS.
+fn statistics_of(entry: &Entry) -> Option<Name> {
+    let statement = statements(&entry.sql).into_iter().next()?;
+    let words = words(statement);
+    let from = words.iter().rposition(|word| word.is("FROM"))?;
+    qualified_at(&words, from + 1).map(|(table, _)| table)
 }
 
 /// A table to load.
@@ -112,6 +153,7 @@ pub(super) struct Load {
 pub(super) enum Work<'u, 'e> {
     Table(Load),
     Unit(&'u Unit<'e>),
+    Analyze(Name),
 }
 
 /// What is left to do of tables and a run of units, and what is being done.
@@ -128,15 +170,22 @@ struct State<'u, 'e> {
     waiting: Vec<&'u Unit<'e>>,
     exclusive: BTreeSet<&'u Name>,
     shared: BTreeMap<&'u Name, usize>,
+    /// How many units of a table are not through yet.
+    left: BTreeMap<&'u Name, usize>,
+    /// Tables that wait for their statistics.
+    analyze: BTreeSet<Name>,
     failed: bool,
 }
 
 impl<'u, 'e> Board<'u, 'e> {
     /// `tables` are to be loaded, in the order in which to begin.
-    pub(super) fn new(tables: Vec<Load>, units: &'u [Unit<'e>]) -> Board<'u, 'e> {
+    pub(super) fn new(tables: Vec<Load>, units: &'u [Unit<'e>], analyze: BTreeSet<Name>) -> Board<'u, 'e> {
         let mut waiting: Vec<&Unit<'_>> = units.iter().collect();
         waiting.sort_by_key(|unit| Reverse(unit.bytes));
-        let mut state = State { waiting, ..State::default() };
+        let mut state = State { waiting, analyze, ..State::default() };
+        for table in units.iter().flat_map(|unit| unit.exclusive.iter().chain(&unit.shared)) {
+            *state.left.entry(table).or_default() += 1;
+        }
         for load in tables {
             for table in &load.fills {
                 *state.unloaded.entry(table.clone()).or_default() += 1;
@@ -162,7 +211,7 @@ impl<'u, 'e> Board<'u, 'e> {
             if let Some(work) = state.take() {
                 return Some(work);
             }
-            if state.waiting.is_empty() {
+            if state.waiting.is_empty() && state.analyze.is_empty() {
                 return None;
             }
             state = self.changed.wait(state).expect("nothing panics with it");
@@ -212,10 +261,12 @@ impl<'u, 'e> State<'u, 'e> {
         if let Some(load) = self.tables.pop_front() {
             return Some(Work::Table(load));
         }
-        let at = self
-            .waiting
-            .iter()
-            .position(|unit| !unit.conflicts(&self.exclusive, &self.shared) && !self.waits_for_rows(unit))?;
+        let ready = |unit: &&Unit<'_>| !unit.conflicts(&self.exclusive, &self.shared) && !self.waits_for_rows(unit);
+        let Some(at) = self.waiting.iter().position(ready) else {
+            let table = self.analyze.iter().find(|table| self.is_settled(table))?.clone();
+            self.analyze.remove(&table);
+            return Some(Work::Analyze(table));
+        };
         let unit = self.waiting.remove(at);
         self.exclusive.extend(&unit.exclusive);
         for table in &unit.shared {
@@ -229,14 +280,14 @@ impl<'u, 'e> State<'u, 'e> {
             || unit.exclusive.iter().chain(&unit.shared).any(|table| self.unloaded.contains_key(table))
     }
 
+    /// Whether a table has its rows and all that its units build.
+    fn is_settled(&self, table: &Name) -> bool {
+        !self.unloaded.contains_key(table) && !self.left.contains_key(table)
+    }
+
     fn loaded(&mut self, load: &Load) {
         for table in &load.fills {
-            if let Some(count) = self.unloaded.get_mut(table) {
-                *count -= 1;
-                if *count == 0 {
-                    self.unloaded.remove(table);
-                }
-            }
+            one_less(&mut self.unloaded, table);
         }
     }
 
@@ -245,12 +296,20 @@ impl<'u, 'e> State<'u, 'e> {
             self.exclusive.remove(table);
         }
         for table in &unit.shared {
-            if let Some(count) = self.shared.get_mut(table) {
-                *count -= 1;
-                if *count == 0 {
-                    self.shared.remove(table);
-                }
-            }
+            one_less(&mut self.shared, &table);
+        }
+        for table in unit.exclusive.iter().chain(&unit.shared) {
+            one_less(&mut self.left, &table);
+        }
+    }
+}
+
+/// Counts down, and forgets what has come to nothing.
+fn one_less<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }
@@ -264,41 +323,38 @@ impl DatabaseRestore<'_> {
     ) -> Result<Plan<'e>, PostgresError> {
         let rows = client
             .query(
-                "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c \
-                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'p'",
+                "SELECT n.nspname, c.relname, c.relkind = 'p' FROM pg_catalog.pg_class c \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind IN ('r', 'p') AND (c.relkind = 'p' OR c.relispartition OR c.relhassubclass)",
             )
             .map_err(|e| self.failed("its tables cannot be listed", e))?;
-        let partitioned = rows.iter().map(|row| (row.text(0).to_owned(), row.text(1).to_owned())).collect();
+        let name = |row: &Row| (row.text(0).to_owned(), row.text(1).to_owned());
+        let partitioned = rows.iter().filter(|row| row.is_true(2)).map(name).collect();
+        let mut last: BTreeSet<Name> = rows.iter().map(name).collect();
+        last.extend(entries.iter().filter(|entry| entry.heading.kind == "STATISTICS").filter_map(statistics_of));
         let sizes: BTreeMap<Name, u64> = self
             .database
             .tables
             .iter()
             .map(|table| ((table.schema.clone(), table.name.clone()), table.item.bytes))
             .collect();
-        let mut runs: Vec<Vec<Unit<'_>>> = Vec::new();
-        for mut unit in units(entries, &partitioned) {
+        let mut units = units(entries, &partitioned);
+        for unit in &mut units {
             unit.bytes = unit.exclusive.iter().chain(&unit.shared).filter_map(|table| sizes.get(table)).sum();
-            match runs
-                .last_mut()
-                .filter(|run| run[0].runs_alone() == unit.runs_alone() && run[0].foreign == unit.foreign)
-            {
-                Some(run) => run.push(unit),
-                None => runs.push(vec![unit]),
-            }
         }
-        Ok(Plan(runs))
+        Ok(Plan { runs: runs(units), last })
     }
 
     /// Runs what is planned.
     pub(super) fn run_post_data(&self, client: &mut Client, mark: &Mark, plan: &Plan<'_>) -> Result<(), PostgresError> {
         self.progress.phase(&format!("{}: indexes and constraints", self.into));
-        self.progress.add_items_total(plan.0.iter().flatten().map(|unit| unit.entries.len() as u64).sum());
-        for run in &plan.0 {
+        self.progress.add_items_total(plan.runs.iter().flatten().map(|unit| unit.entries.len() as u64).sum());
+        for run in &plan.runs {
             if run.iter().any(Unit::runs_alone) {
                 run.iter().try_for_each(|unit| self.run_unit(client, mark, unit))?;
                 continue;
             }
-            let board = Board::new(Vec::new(), run);
+            let board = Board::new(Vec::new(), run, BTreeSet::new());
             let connections = self.jobs().min(board.len());
             self.side_by_side(client, connections, &|client| {
                 let _watch = board.watch();
@@ -390,6 +446,7 @@ mod tests {
     fn taken(board: &mut State<'_, '_>) -> Option<String> {
         match board.take()? {
             Work::Unit(unit) => Some(unit.entries[0].1.heading.name.clone()),
+            Work::Analyze((_, table)) => Some(format!("statistics of {table}")),
             Work::Table(load) => panic!("table {}", load.number),
         }
     }
@@ -406,18 +463,48 @@ mod tests {
         let units = units(&entries, &BTreeSet::from([name("p")]));
         // Both loads go through the parent: rows of either may be for either partition.
         let loads = [0, 1].map(|number| Load { number, fills: vec![name("p0"), name("p1")] });
-        let board = Board::new(loads.into(), &units);
+        let analyze = BTreeSet::from(["t", "p0", "none"].map(name));
+        let board = Board::new(loads.into(), &units, analyze);
         let mut state = board.state();
         let (Some(Work::Table(one)), Some(Work::Table(two))) = (state.take(), state.take()) else {
             panic!("tables come first");
         };
         assert_eq!(taken(&mut state).as_deref(), Some("other"));
-        assert_eq!(taken(&mut state), None);
+        assert_eq!(taken(&mut state).as_deref(), Some("statistics of none"), "units come first");
+        assert_eq!(taken(&mut state), None, "the index of t is still being built");
+        state.give_back(&units[3]);
+        assert_eq!(taken(&mut state).as_deref(), Some("statistics of t"));
         state.loaded(&one);
         assert_eq!(taken(&mut state), None, "the second load can still bring rows for the first partition");
         state.loaded(&two);
         for wanted in ["parent", "first", "second"] {
             assert_eq!(taken(&mut state).as_deref(), Some(wanted));
         }
+        assert_eq!(taken(&mut state), None);
+        state.give_back(&units[1]);
+        assert_eq!(taken(&mut state).as_deref(), Some("statistics of p0"));
+        assert_eq!(taken(&mut state), None);
+    }
+
+    #[test]
+    fn statistics_wait_for_what_comes_later() {
+        let name = |name: &str| ("s".to_owned(), name.to_owned());
+        let entries = [
+            entry("INDEX", "i", "CREATE INDEX i ON s.a USING btree (x);"),
+            entry("MATERIALIZED VIEW", "v", "CREATE MATERIALIZED VIEW s.v AS SELECT 1 WITH NO DATA;"),
+            entry("INDEX", "j", "CREATE INDEX j ON s.b USING btree (x);"),
+            entry(
+                "STATISTICS",
+                "st",
+                "CREATE STATISTICS s.st ON x, (EXTRACT(year FROM y)) FROM s.c;\n\n\nALTER STATISTICS s.st OWNER TO o;",
+            ),
+            entry("FK CONSTRAINT", "fk", "ALTER TABLE ONLY s.d ADD CONSTRAINT fk FOREIGN KEY (x) REFERENCES s.a(id);"),
+        ];
+        assert_eq!(statistics_of(&entries[3]), Some(name("c")));
+        let mut plan = Plan { runs: runs(units(&entries, &BTreeSet::new())), last: BTreeSet::from([name("c")]) };
+        assert_eq!(plan.runs.len(), 5);
+        let early = plan.take_early(["a", "b", "c", "d"].into_iter().map(name));
+        assert_eq!((early.units.len(), plan.runs.len()), (1, 4));
+        assert_eq!(early.analyze, BTreeSet::from([name("a"), name("d")]), "a foreign key changes no statistics");
     }
 }
