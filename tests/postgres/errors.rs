@@ -513,3 +513,23 @@ fn an_index_that_fails_leaves_a_restore_to_go_on_with() {
         assert_same(&dump(&server, &database), &dump(&server, &into), "dump after resuming");
     }
 }
+
+#[test]
+fn a_restore_whose_backend_dies_can_go_on() {
+    let Some(mut server) = Server::get("a_restore_whose_backend_dies_can_go_on") else { return };
+    let database = big(&mut server);
+    let kept = take(&snapshot_options(&server.settings, &database)).unwrap();
+    let into = server.database_name();
+    let options = restore_options(&server.settings, &into);
+    let kill = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{into}' AND query LIKE 'COPY%big%'"
+    );
+    let look = || assert_eq!(server.value("postgres", &kill), "1", "the table is being loaded");
+    let watched = Watched { kept: &kept, path: format!("{database}/table/public/big"), look: &look };
+    let result = restore(&options, &watched, &Progress::default());
+    fails(result.map(|_| Kept::default()), ErrorKind::RestoreTarget, &["public.big", &into, "--resume", "--clean"]);
+    assert_eq!(server.value(&into, "SELECT count(*) FROM big"), "0", "nothing of it was committed");
+    let resume = RestoreOptions { resume: true, ..options };
+    restore(&resume, &kept, &Progress::default()).unwrap_or_else(|e| panic!("{}", said(&e)));
+    assert_same(&dump(&server, &database), &dump(&server, &into), "dump after resuming");
+}
