@@ -17,36 +17,25 @@
 //! - S3 does not say whether a delete removed something, so a delete asks first (one byte of the object). Of two deletes
 //!   at once both may say yes. A missing object is not deleted again: that would leave a marker in a versioned bucket.
 
-use std::convert::Infallible;
+mod error;
+mod put;
+mod settings;
+
 use std::future::Future;
 use std::ops::Range;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use aws_config::meta::credentials::CredentialsProviderChain;
-use aws_config::meta::region::RegionProviderChain;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::client::customize::CustomizableOperation;
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::config::interceptors::{
-    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef, InterceptorContext,
-};
-use aws_sdk_s3::config::retry::{ClassifyRetry, RetryAction, RetryConfig, RetryPartition, TokenBucket};
+use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{
-    BehaviorVersion, ConfigBag, Credentials, Intercept, ProvideCredentials, Region, RequestChecksumCalculation,
-    ResponseChecksumValidation, RuntimeComponents, SharedCredentialsProvider, StalledStreamProtectionConfig,
-};
-use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::config::{ProvideCredentials, Region, StalledStreamProtectionConfig};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::{GetObjectError, GetObjectOutput};
-use aws_sdk_s3::operation::put_object::PutObjectError;
-use aws_sdk_s3::primitives::{ByteStream, DateTime, DateTimeFormat, SdkBody};
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use bytes::Bytes;
 use data_encoding::{BASE64, HEXLOWER};
-use http_body::{Body, Frame, SizeHint};
 use jiff::Timestamp;
 use tokio::runtime::Runtime;
 use zeroize::Zeroizing;
@@ -55,6 +44,9 @@ use super::{
     Backend, BackendError, OBJECT_BYTES_MAX, ObjectInfo, Properties, PutReceipt, check_name, check_prefix, check_put,
     checked_range, slice, too_long,
 };
+use error::{CREATE_BUCKET, DELETE, GET, LIST, PUT, innermost, status};
+use put::{Pieces, RetryPut, Watch};
+pub use settings::{S3Keys, S3Options, S3Times};
 
 /// Attempts at one request, the first included; and at reading one answer's body.
 const ATTEMPTS_MAX: u32 = 5;
@@ -63,84 +55,6 @@ const BYTES_PER_SECOND_MIN: u64 = 32 << 10;
 
 /// Which put stored an object.
 const PUT_MARK: &str = "put";
-
-/// How to reach the store. What is not set here is looked for where the AWS tools look: `AWS_*` variables, profile files,
-/// and, unless an endpoint is set, the services that a machine in the cloud offers.
-#[derive(Clone, Default)]
-pub struct S3Options {
-    /// `http://host:port`; none means AWS. With an endpoint, buckets are addressed by path.
-    pub endpoint: Option<String>,
-    pub region: Option<String>,
-    pub keys: Option<S3Keys>,
-    pub times: S3Times,
-}
-
-/// How long to wait for what.
-#[derive(Debug, Clone, Copy)]
-pub struct S3Times {
-    /// For a connection.
-    pub connect: Duration,
-    /// For the answer to one attempt, besides the time its body takes to send.
-    pub attempt: Duration,
-    /// While nothing moves on a stream.
-    pub stall: Duration,
-    /// Between two attempts: at most `backoff` after the first, twice as long after each further one, up to `backoff_max`.
-    pub backoff: Duration,
-    pub backoff_max: Duration,
-}
-
-impl Default for S3Times {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(5),
-            attempt: Duration::from_secs(60),
-            stall: Duration::from_secs(20),
-            backoff: Duration::from_millis(500),
-            backoff_max: Duration::from_secs(10),
-        }
-    }
-}
-
-/// Credentials. Wiped from memory when dropped, and never shown.
-#[derive(Clone)]
-pub struct S3Keys {
-    pub access_key_id: String,
-    pub secret_access_key: Zeroizing<String>,
-    pub session_token: Option<Zeroizing<String>>,
-}
-
-impl S3Options {
-    /// Takes from the environment, as `env` gives it: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_REGION`,
-    /// `AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`; where no endpoint is set
-    /// so, `MINIO_ENDPOINT`; where no keys are set so, and no profile is chosen, `MINIO_ACCESS_KEY`, `MINIO_SECRET_KEY`.
-    pub fn from_env(env: &dyn Fn(&str) -> Option<String>) -> Self {
-        let var = |name: &str| env(name).filter(|value| !value.is_empty());
-        let endpoint = var("AWS_ENDPOINT_URL_S3")
-            .or_else(|| var("AWS_ENDPOINT_URL"))
-            .or_else(|| var("MINIO_ENDPOINT").map(|given| with_scheme(&given)));
-        let keys = |id: &str, secret: &str, token: &str| {
-            Some(S3Keys {
-                access_key_id: var(id)?,
-                secret_access_key: Zeroizing::new(var(secret)?),
-                session_token: var(token).map(Zeroizing::new),
-            })
-        };
-        let keys = keys("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN").or_else(|| {
-            if var("AWS_PROFILE").is_some() { None } else { keys("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", "") }
-        });
-        let region = var("AWS_REGION").or_else(|| var("AWS_DEFAULT_REGION"));
-        Self { endpoint, region, keys, times: S3Times::default() }
-    }
-}
-
-/// MinIO's own clients take `host:port`, and a local MinIO seldom has a certificate.
-fn with_scheme(endpoint: &str) -> String {
-    match endpoint {
-        _ if endpoint.contains("://") => endpoint.to_owned(),
-        _ if endpoint.ends_with(":443") => format!("https://{endpoint}"),
-        _ => format!("http://{endpoint}"),
-    }
-}
 
 /// A bucket, or the part of one below a prefix, as a store.
 pub struct S3 {
@@ -183,7 +97,7 @@ impl S3 {
             .build()
             .map_err(|error| failed(error.to_string()))?;
 
-        let config = runtime.block_on(load(&options));
+        let config = runtime.block_on(settings::load(&options));
         let endpoint = options.endpoint.or_else(|| config.endpoint_url().map(str::to_owned));
         let provider = config.credentials_provider().expect("the loader always sets a chain");
         let credentials = runtime.block_on(provider.provide_credentials()).map_err(|error| {
@@ -367,111 +281,6 @@ impl S3 {
             Some(found) => Ok(found.bytes == bytes.len() as u64 && self.get(name, None)? == *bytes),
         }
     }
-
-    fn damaged(&self, name: &str, detail: String) -> BackendError {
-        BackendError::Damaged { name: name.to_owned(), location: self.location.clone(), detail }
-    }
-
-    fn unreachable(&self, detail: String) -> BackendError {
-        BackendError::Unreachable { location: self.location.clone(), detail: format!("{}: {detail}", self.endpoint) }
-    }
-
-    fn strange(&self, name: &str, action: &'static str, detail: &str) -> BackendError {
-        BackendError::Other {
-            name: name.to_owned(),
-            location: self.location.clone(),
-            action,
-            detail: format!("{} does not answer as S3 does: {}", self.endpoint, self.clean(detail.to_owned())),
-        }
-    }
-
-    /// Takes secrets out of a text that others wrote.
-    fn clean(&self, text: String) -> String {
-        self.secrets.iter().filter(|secret| !secret.is_empty()).fold(text, |text, secret| {
-            if text.contains(secret.as_str()) { text.replace(secret.as_str(), "[redacted]") } else { text }
-        })
-    }
-
-    /// What the failure of `action` on the object `name` means.
-    fn error<E>(&self, name: &str, action: Action, error: &SdkError<E, HttpResponse>) -> BackendError
-    where
-        E: ProvideErrorMetadata + std::error::Error + 'static,
-    {
-        let location = self.location.clone();
-        let object = name.to_owned();
-        let action_name = action.name;
-        let Action { right, name: action, .. } = action;
-        match error {
-            SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => {
-                let mut why = self.clean(innermost(error));
-                if why.contains("UnknownIssuer") {
-                    why += "; for a certificate authority of your own, set SSL_CERT_FILE to its PEM file";
-                }
-                return self.unreachable(why);
-            }
-            SdkError::ServiceError(_) => {}
-            SdkError::ResponseError(_) => return self.strange(name, action, &innermost(error)),
-            _ => {
-                return BackendError::Other { name: object, location, action, detail: self.clean(innermost(error)) };
-            }
-        }
-        let status = status(error).unwrap_or(0);
-        let code = error.code().unwrap_or("no error code");
-        let said = self.clean(match error.message() {
-            Some(message) if !message.is_empty() => format!("{code}: {message}"),
-            _ => format!("{code}, HTTP {status}"),
-        });
-        let denied = |why: &str| BackendError::Denied {
-            name: name.to_owned(),
-            location: self.location.clone(),
-            action: action_name,
-            detail: format!("{why} ({said})"),
-        };
-        match (status, code) {
-            (_, "NoSuchBucket") => BackendError::NoStore {
-                location,
-                hint: format!(
-                    "; make the bucket first: `aws s3 mb s3://{0}`, or with MinIO `mc mb ALIAS/{0}`",
-                    self.bucket
-                ),
-            },
-            (_, "NoSuchKey" | "NotFound") => BackendError::NotFound { name: object, location },
-            (412, _) => BackendError::AlreadyExists { name: object, location },
-            (_, "InvalidAccessKeyId") => denied("the access key is unknown there; check AWS_ACCESS_KEY_ID"),
-            (_, "SignatureDoesNotMatch") => {
-                denied("the secret key does not fit the access key; check AWS_SECRET_ACCESS_KEY")
-            }
-            (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => {
-                denied("the session token has expired or is not valid; get a new one")
-            }
-            (_, "RequestTimeTooSkewed") => denied("this host's clock and the store's differ too much; set the clock"),
-            (301 | 307, _)
-            | (_, "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException") => {
-                let region = error
-                    .raw_response()
-                    .and_then(|answer| answer.headers().get("x-amz-bucket-region"))
-                    .map_or_else(|| "set AWS_REGION".to_owned(), |region| format!("set AWS_REGION={region}"));
-                let detail = format!("the bucket is in another region; {region} ({said})");
-                BackendError::Other { name: object, location, action, detail }
-            }
-            (507, _)
-            | (
-                _,
-                "XMinioStorageFull"
-                | "XMinioAdminBucketQuotaExceeded"
-                | "QuotaExceeded"
-                | "InsufficientStorage"
-                | "XMinioDiskFull",
-            ) => BackendError::NoSpace { name: object, location },
-            (401 | 403, _) => denied(&format!("the credentials need {right}")),
-            (_, "ObjectLocked" | "ObjectLockedByBucketPolicy") => denied("the object is locked"),
-            (_, code) if BROKEN_ON_THE_WAY.contains(&code) => self.damaged(name, said),
-            (408 | 409 | 429 | 500..=599, _) if code != "NotImplemented" => {
-                self.unreachable(format!("{action} {name}: {said}, after {ATTEMPTS_MAX} attempts"))
-            }
-            _ => BackendError::Other { name: object, location, action, detail: said },
-        }
-    }
 }
 
 impl Backend for S3 {
@@ -507,9 +316,7 @@ impl Backend for S3 {
                 true
             }
             Ok(_) => true,
-            Err(error) if status(&error) == Some(412) => {
-                watch.0.attempts.load(Ordering::Relaxed) > 1 && self.is_ours(name, &bytes, &mark)?
-            }
+            Err(error) if status(&error) == Some(412) => watch.attempts() > 1 && self.is_ours(name, &bytes, &mark)?,
             Err(error) => return Err(self.error(name, PUT, &error)),
         };
         if stored {
@@ -625,185 +432,14 @@ impl Drop for S3 {
     }
 }
 
-/// Reads the settings that `options` leaves open, from the environment and profile files.
-async fn load(options: &S3Options) -> aws_config::SdkConfig {
-    let regions = RegionProviderChain::first_try(options.region.clone().map(Region::new))
-        .or_else(aws_config::environment::region::EnvironmentVariableRegionProvider::new())
-        .or_else(aws_config::profile::region::ProfileFileRegionProvider::new())
-        .or_else(Region::new("us-east-1"));
-    let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .region(regions)
-        .retry_config(
-            RetryConfig::standard()
-                .with_max_attempts(ATTEMPTS_MAX)
-                .with_initial_backoff(options.times.backoff)
-                .with_max_backoff(options.times.backoff_max),
-        )
-        .timeout_config(TimeoutConfig::builder().connect_timeout(options.times.connect).build())
-        // A user's file may ask for less.
-        .request_checksum_calculation(RequestChecksumCalculation::WhenSupported)
-        .response_checksum_validation(ResponseChecksumValidation::WhenSupported);
-    if let Some(endpoint) = &options.endpoint {
-        loader = loader.endpoint_url(endpoint);
-    }
-    if let Some(keys) = &options.keys {
-        loader = loader.credentials_provider(Credentials::new(
-            keys.access_key_id.clone(),
-            keys.secret_access_key.to_string(),
-            keys.session_token.as_ref().map(|token| token.to_string()),
-            None,
-            "vault",
-        ));
-    } else if options.endpoint.is_some() {
-        // Not the chain that ends by asking a cloud's metadata service: this is not that cloud.
-        loader = loader.credentials_provider(SharedCredentialsProvider::new(
-            CredentialsProviderChain::first_try(
-                "environment",
-                aws_config::environment::credentials::EnvironmentVariableCredentialsProvider::new(),
-            )
-            .or_else("profile", aws_config::profile::ProfileFileCredentialsProvider::builder().build()),
-        ));
-    }
-    loader.load().await
-}
-
 /// An object that is there.
 struct Found {
     bytes: u64,
     put: Option<String>,
 }
 
-/// A call, for messages, and the right it takes.
-#[derive(Clone, Copy)]
-struct Action {
-    name: &'static str,
-    right: &'static str,
-}
-
-const PUT: Action = Action { name: "put", right: "s3:PutObject" };
-const GET: Action = Action { name: "get", right: "s3:GetObject (and s3:ListBucket, to tell what is missing)" };
-const LIST: Action = Action { name: "list", right: "s3:ListBucket" };
-const DELETE: Action = Action { name: "delete", right: "s3:DeleteObject" };
-const CREATE_BUCKET: Action = Action { name: "create bucket", right: "s3:CreateBucket" };
-
-/// What a store says of bytes that do not fit their checksums or length.
-const BROKEN_ON_THE_WAY: &[&str] =
-    &["BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest", "IncompleteBody"];
-
-/// Sees a put's attempts and answers.
-#[derive(Debug, Clone, Default)]
-struct Watch(Arc<Watched>);
-
-#[derive(Debug, Default)]
-struct Watched {
-    attempts: AtomicU32,
-    checksum_differs: AtomicBool,
-    sent_checksum: Mutex<Option<String>>,
-    date: Mutex<Option<Timestamp>>,
-}
-
-const CHECKSUM_HEADER: &str = "x-amz-checksum-crc32";
-
-impl Watch {
-    fn checksum_differs(&self) -> bool {
-        self.0.checksum_differs.load(Ordering::Relaxed)
-    }
-
-    /// The store's clock at its last answer; this host's if the answer had no `Date`.
-    fn store_time(&self) -> Timestamp {
-        self.0.date.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or_else(Timestamp::now)
-    }
-}
-
-impl Intercept for Watch {
-    fn name(&self) -> &'static str {
-        "vault put watch"
-    }
-
-    fn read_before_transmit(
-        &self,
-        context: &BeforeTransmitInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        self.0.attempts.fetch_add(1, Ordering::Relaxed);
-        let sent = context.request().headers().get(CHECKSUM_HEADER).map(str::to_owned);
-        *self.0.sent_checksum.lock().unwrap_or_else(PoisonError::into_inner) = sent;
-        Ok(())
-    }
-
-    fn read_before_deserialization(
-        &self,
-        context: &BeforeDeserializationInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let headers = context.response().headers();
-        let date = headers.get("date").and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok());
-        if let Some(date) = date.as_ref().and_then(timestamp) {
-            *self.0.date.lock().unwrap_or_else(PoisonError::into_inner) = Some(date);
-        }
-        let sent = self.0.sent_checksum.lock().unwrap_or_else(PoisonError::into_inner);
-        let differs =
-            matches!((sent.as_deref(), headers.get(CHECKSUM_HEADER)), (Some(sent), Some(there)) if sent != there);
-        self.0.checksum_differs.store(differs, Ordering::Relaxed);
-        Ok(())
-    }
-}
-
-/// Failures of a put that another attempt may mend and that the SDK does not retry by itself: bytes harmed on the way,
-/// a conflict with a request at the same time, and being told to slow down.
-#[derive(Debug)]
-struct RetryPut;
-
-impl ClassifyRetry for RetryPut {
-    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
-        let code = context
-            .output_or_error()
-            .and_then(|outcome| outcome.err())
-            .and_then(|error| error.as_operation_error())
-            .and_then(|error| error.downcast_ref::<PutObjectError>())
-            .and_then(ProvideErrorMetadata::code);
-        match (context.response().map(|answer| answer.status().as_u16()), code) {
-            (_, Some(code)) if BROKEN_ON_THE_WAY.contains(&code) => RetryAction::transient_error(),
-            (Some(408 | 409), _) => RetryAction::transient_error(),
-            (Some(429), _) => RetryAction::throttling_error(),
-            _ => RetryAction::NoActionIndicated,
-        }
-    }
-
-    fn name(&self) -> &'static str {
-        "vault put retries"
-    }
-}
-
-/// The body of a put, handed over piece by piece.
-struct Pieces(Bytes);
-
-impl Pieces {
-    const PIECE_BYTES: usize = 64 << 10;
-
-    fn stream(bytes: Bytes) -> ByteStream {
-        ByteStream::new(SdkBody::retryable(move || SdkBody::from_body_1_x(Self(bytes.clone()))))
-    }
-}
-
-impl Body for Pieces {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let len = self.0.len().min(Self::PIECE_BYTES);
-        Poll::Ready((len > 0).then(|| Ok(Frame::data(self.0.split_to(len)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.len() as u64)
-    }
+fn timestamp(time: &DateTime) -> Option<Timestamp> {
+    Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).ok()?).ok()
 }
 
 /// Reads a body of exactly `expected` bytes.
@@ -836,60 +472,9 @@ fn range_start(range: &str) -> Option<u64> {
     range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
 }
 
-fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
-    error.raw_response().map(|answer| answer.status().as_u16())
-}
-
-fn timestamp(time: &DateTime) -> Option<Timestamp> {
-    Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).ok()?).ok()
-}
-
-/// The cause at the bottom of a chain of errors: what happened, without the layers it came through.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn options(set: &[(&str, &str)]) -> S3Options {
-        S3Options::from_env(&|name| set.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned()))
-    }
-
-    #[test]
-    fn the_aws_variables_come_before_those_of_minio() {
-        let all = [
-            ("AWS_ENDPOINT_URL_S3", "http://s3"),
-            ("AWS_ENDPOINT_URL", "http://any"),
-            ("MINIO_ENDPOINT", "minio:9000"),
-            ("AWS_ACCESS_KEY_ID", "aws"),
-            ("AWS_SECRET_ACCESS_KEY", "aws secret"),
-            ("AWS_SESSION_TOKEN", "token"),
-            ("MINIO_ACCESS_KEY", "minio"),
-            ("MINIO_SECRET_KEY", "minio secret"),
-            ("AWS_REGION", "eu-central-1"),
-        ];
-        let key = |options: &S3Options| options.keys.as_ref().map(|keys| keys.access_key_id.clone());
-        let chosen = options(&all);
-        assert_eq!(chosen.endpoint.as_deref(), Some("http://s3"));
-        assert_eq!(chosen.region.as_deref(), Some("eu-central-1"));
-        assert_eq!(key(&chosen).as_deref(), Some("aws"));
-        assert_eq!(chosen.keys.unwrap().session_token.unwrap().as_str(), "token");
-
-        let minio = options(&all[2..3]);
-        assert_eq!(minio.endpoint.as_deref(), Some("http://minio:9000"), "MinIO's clients take no scheme");
-        assert!(minio.keys.is_none());
-        let minio = options(&[all[2], all[6], all[7]]);
-        assert_eq!(key(&minio).as_deref(), Some("minio"));
-        let half = options(&[("AWS_ACCESS_KEY_ID", "aws"), ("AWS_SECRET_ACCESS_KEY", ""), all[6], all[7]]);
-        assert_eq!(key(&half).as_deref(), Some("minio"), "an empty variable is not set");
-        assert!(key(&options(&[("AWS_PROFILE", "work"), all[6], all[7]])).is_none(), "a chosen profile wins");
-    }
 
     #[test]
     fn an_endpoint_with_a_password_is_refused_and_not_repeated() {
