@@ -15,5 +15,7 @@ mod keys;
 mod s3;
 #[path = "cli/secrets.rs"]
 mod secrets;
+#[path = "cli/stop.rs"]
+mod stop;
 #[path = "cli/wrong.rs"]
 mod wrong;

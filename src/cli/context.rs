@@ -2,16 +2,17 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::exit::StdoutError;
+use super::exit::{self, Exit, StdoutError};
 use super::screen::Screen;
 use super::settings::{self, File, Global};
 use crate::backend::limit::{Limited, Rates};
 use crate::backend::location::{self, Location};
 use crate::backend::{Backend, BackendError};
-use crate::progress::Progress;
+use crate::progress::{Cancelled, Progress};
 use crate::repo::{Places, RepoError, Repository};
 
 /// Settings of this run.
@@ -27,7 +28,7 @@ impl Context {
     pub fn new(global: &Global) -> anyhow::Result<Self> {
         start_logging(global);
         let progress = Progress::default();
-        cancel_on_signals(progress.clone())?;
+        cancel_on_signals(progress.clone(), global.json)?;
         Ok(Self { global: global.clone(), file: settings::load_file(global)?, places: settings::places()?, progress })
     }
 
@@ -137,24 +138,24 @@ fn start_logging(global: &Global) {
         .try_init();
 }
 
+/// After this long, a run that was asked to stop is not waited for: the store or server it waits for may never answer.
+const STOP_PATIENCE: Duration = Duration::from_millis(1500);
+
 /// The first signal asks the operation to stop; the second ends the process.
-fn cancel_on_signals(progress: Progress) -> anyhow::Result<()> {
+fn cancel_on_signals(progress: Progress, json: bool) -> anyhow::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     std::thread::spawn(move || {
         for (count, signal) in signals.forever().enumerate() {
             if count > 0 {
-                std::process::exit(128 + signal);
+                std::process::exit(Exit::Interrupted.code().into());
             }
+            exit::stopped_by(signal);
             progress.cancel();
-            let progress = progress.clone();
             std::thread::spawn(move || {
-                // What waits for a store or a server that does not answer is not waited for.
-                std::thread::sleep(std::time::Duration::from_millis(1800));
-                if progress.is_cancelled() {
-                    eprintln!("vault: stopped; what was stored is used by the next run");
-                    std::process::exit(128 + signal);
-                }
+                std::thread::sleep(STOP_PATIENCE);
+                exit::report(&Cancelled.into(), json);
+                std::process::exit(Exit::Interrupted.code().into());
             });
         }
     });

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 use crate::backend::BackendError;
 use crate::format::FormatError;
@@ -40,10 +41,29 @@ pub enum Exit {
     ReaderGone = 141,
 }
 
+impl Exit {
+    /// The number that the process ends with.
+    pub fn code(self) -> u8 {
+        match self {
+            // Told from Ctrl-C as shells and service managers tell them.
+            Exit::Interrupted => STOPPED_BY.load(Relaxed).try_into().map_or(self as u8, |signal: u8| 128 + signal),
+            exit => exit as u8,
+        }
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        ExitCode::from(exit as u8)
+        ExitCode::from(exit.code())
     }
+}
+
+/// The signal that asked this run to stop.
+static STOPPED_BY: AtomicI32 = AtomicI32::new(signal_hook::consts::SIGINT);
+
+/// Remembers which signal asked this run to stop.
+pub fn stopped_by(signal: i32) {
+    STOPPED_BY.store(signal, Relaxed);
 }
 
 /// An error of the command line itself, with its code.
@@ -72,13 +92,18 @@ pub fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     if exit == Exit::ReaderGone {
         return exit.into();
     }
-    let message = text_of(error);
+    // Which thread was stopped doing what is nobody's question then.
+    let message = if exit == Exit::Interrupted { Cancelled.to_string() } else { text_of(error) };
     if json {
-        eprintln!("{}", serde_json::json!({ "error": message, "exit": exit as u8 }));
+        print_object(&message, exit);
     } else {
         eprintln!("vault: {message}");
     }
     exit.into()
+}
+
+fn print_object(message: &str, exit: Exit) {
+    eprintln!("{}", serde_json::json!({ "error": message, "exit": exit.code() }));
 }
 
 /// The chain of an error as one text.
