@@ -8,6 +8,8 @@ mod full;
 mod harness;
 #[path = "cli/help.rs"]
 mod help;
+#[path = "cli/json.rs"]
+mod json;
 #[path = "cli/keys.rs"]
 mod keys;
 #[cfg(feature = "s3")]

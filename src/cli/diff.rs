@@ -60,7 +60,7 @@ fn print_json(context: &Context, report: &DiffReport) -> anyhow::Result<()> {
     }
     let mut sums = serde_json::to_value(report)?;
     if let Some(sums) = sums.as_object_mut() {
-        sums.remove("items");
+        sums.shift_remove("items");
     }
     context.print(sums)
 }

@@ -102,6 +102,19 @@ pub fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     exit.into()
 }
 
+/// Prints what is wrong with the arguments, or the help or version that they ask for, and returns the code.
+pub fn report_arguments(error: &clap::Error) -> ExitCode {
+    let wrong = error.use_stderr();
+    // What follows `--` is a producer's.
+    if wrong && std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json") {
+        let text = error.render().to_string();
+        print_object(text.trim_start_matches("error: ").trim_end(), Exit::Usage);
+    } else {
+        let _ = error.print();
+    }
+    if wrong { Exit::Usage } else { Exit::Ok }.into()
+}
+
 fn print_object(message: &str, exit: Exit) {
     eprintln!("{}", serde_json::json!({ "error": message, "exit": exit.code() }));
 }

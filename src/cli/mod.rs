@@ -86,7 +86,10 @@ pub fn main() -> ExitCode {
     // A file-size limit must be an error of the write, not the end of the process.
     exit::ignore_file_size_signal();
     settings::hide_memory();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::report_arguments(&error),
+    };
     match run(cli.command, &cli.global) {
         Ok(code) => code,
         Err(error) => exit::report(&error, cli.global.json),

@@ -106,8 +106,8 @@ fn print_json(context: &Context, report: &PruneReport) -> anyhow::Result<()> {
     }
     let mut sums = serde_json::to_value(report)?;
     if let Some(sums) = sums.as_object_mut() {
-        sums.remove("backups");
-        sums.remove("plan");
+        sums.shift_remove("backups");
+        sums.shift_remove("plan");
     }
     context.print(sums)
 }

@@ -53,8 +53,8 @@ fn print_json(context: &Context, report: &StatsReport, each: &[&BackupStats], on
     }
     let mut sums = serde_json::to_value(report)?;
     if let Some(sums) = sums.as_object_mut() {
-        sums.remove("each");
-        sums.remove("sources");
+        sums.shift_remove("each");
+        sums.shift_remove("sources");
     }
     context.print(sums)
 }
