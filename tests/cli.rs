@@ -12,6 +12,11 @@ mod help;
 mod json;
 #[path = "cli/keys.rs"]
 mod keys;
+#[path = "cli/newer.rs"]
+mod newer;
+#[cfg(feature = "s3")]
+#[path = "cli/rights.rs"]
+mod rights;
 #[cfg(feature = "s3")]
 #[path = "cli/s3.rs"]
 mod s3;

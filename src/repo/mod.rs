@@ -265,7 +265,7 @@ impl From<SlotError> for RepoError {
 
 fn require_features(features: &[Feature], action: &'static str) -> Result<(), RepoError> {
     let unknown: Vec<_> = features.iter().filter(|feature| !KNOWN_FEATURES.contains(&&*feature.name)).collect();
-    match unknown.iter().map(|feature| feature.since.clone()).max() {
+    match unknown.iter().map(|feature| feature.since.clone()).max_by_key(|since| version_key(since)) {
         None => Ok(()),
         Some(since) => Err(RepoError::Feature {
             names: unknown.iter().map(|feature| feature.name.clone()).collect(),
@@ -273,6 +273,11 @@ fn require_features(features: &[Feature], action: &'static str) -> Result<(), Re
             action,
         }),
     }
+}
+
+/// Orders versions as people count: 0.10.0 comes after 0.9.2.
+fn version_key(version: &str) -> Vec<u64> {
+    version.split('.').map(|part| part.parse().unwrap_or(0)).collect()
 }
 
 /// Makes a folder that only its owner can enter.

@@ -4,7 +4,7 @@ use super::harness::{Done, Home, skipped};
 
 /// A home whose repository is a part of the bucket, and the bucket's name; `None`, and the test named as skipped, without
 /// a MinIO.
-fn home(test: &str) -> Option<(Home, String)> {
+pub fn home(test: &str) -> Option<(Home, String)> {
     let found = |name: &str| std::env::var(format!("VAULT_TEST_S3_{name}")).ok();
     let Some(endpoint) = found("ENDPOINT") else {
         skipped(&format!("s3::{test}"), "VAULT_TEST_S3_ENDPOINT is not set; tests/run sets it");

@@ -28,20 +28,6 @@ fn a_repository_is_not_made_over_another() {
 }
 
 #[test]
-fn a_repository_of_another_version_names_the_version_it_needs() {
-    let home = Home::with_repository();
-    let config = home.path("repo/config");
-    let text = std::fs::read_to_string(&config).expect("it was made");
-    let newer = text.replace(r#""vault":1"#, r#""vault":2"#).replace(r#""needs":"0.1.0""#, r#""needs":"3.4.0""#);
-    assert_ne!(text, newer);
-    let mode = std::fs::metadata(&config).expect("it was made").permissions();
-    std::fs::remove_file(&config).expect("it is ours");
-    std::fs::write(&config, newer).expect("it is ours");
-    std::fs::set_permissions(&config, mode).expect("it is ours");
-    home.run(&["snapshots"]).fails(1, &["version 2", "3.4.0"]);
-}
-
-#[test]
 fn an_id_that_names_none_or_several_is_code_2() {
     let home = Home::with_repository();
     home.run(&["show", "latest"]).fails(2, &["latest", "vault snapshots"]);
