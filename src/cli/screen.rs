@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::settings::Global;
-use crate::progress::Progress;
+use crate::progress::{Progress, ProgressView};
 
 /// How often a terminal is redrawn, and how often a log gets a line.
 const REDRAW: Duration = Duration::from_millis(100);
 const LOG_LINE: Duration = Duration::from_secs(60);
+const LOG_LOOK: Duration = Duration::from_secs(1);
 /// Nothing is shown of what takes no longer than this.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -53,22 +54,27 @@ fn draw(progress: &Progress, stop: &AtomicBool) {
     let started = Instant::now();
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     let style = |template: &str| ProgressStyle::with_template(template).expect("the template is one of those below");
+    let mut pace = Pace::start();
     while !stop.load(Relaxed) {
         if started.elapsed() > PATIENCE {
             let view = progress.view();
+            if pace.begins_anew(&view) {
+                bar.reset_eta();
+            }
             bar.set_message(view.doing.clone());
             if view.bytes_total > 0 {
                 bar.set_style(style(
-                    "{elapsed_precise} [{bar:24}] {bytes}/{total_bytes} {binary_bytes_per_sec} eta {eta} {wide_msg}",
+                    "{elapsed_precise} [{bar:24}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} eta {eta} \
+                     {wide_msg}",
                 ));
                 bar.set_length(view.bytes_total.max(view.bytes));
                 bar.set_position(view.bytes);
             } else if view.bytes > 0 {
-                bar.set_style(style("{elapsed_precise} {spinner} {bytes} {binary_bytes_per_sec} {wide_msg}"));
+                bar.set_style(style("{elapsed_precise} {spinner} {decimal_bytes} {decimal_bytes_per_sec} {wide_msg}"));
                 bar.set_position(view.bytes);
             } else if view.items_total > 0 {
                 bar.set_style(style("{elapsed_precise} [{bar:24}] {pos}/{len} eta {eta} {wide_msg}"));
-                bar.set_length(view.items_total);
+                bar.set_length(view.items_total.max(view.items));
                 bar.set_position(view.items);
             } else {
                 bar.set_style(style("{elapsed_precise} {spinner} {wide_msg}"));
@@ -82,15 +88,67 @@ fn draw(progress: &Progress, stop: &AtomicBool) {
 
 fn log(progress: &Progress, stop: &AtomicBool) {
     let mut last = Instant::now();
+    let mut pace = Pace::start();
     while !stop.load(Relaxed) {
-        std::thread::park_timeout(LOG_LINE.saturating_sub(last.elapsed()));
+        // Looked at more often than written, so that the beginning of a phase is not missed by much.
+        std::thread::park_timeout(LOG_LOOK);
+        let view = progress.view();
+        pace.begins_anew(&view);
         if last.elapsed() >= LOG_LINE {
             last = Instant::now();
-            let view = progress.view();
-            let of = |total: u64| if total > 0 { format!(" of {}", size(total)) } else { String::new() };
-            eprintln!("vault: {} {}{}", view.doing, size(view.bytes), of(view.bytes_total));
+            eprintln!("vault: {}", log_line(&view, pace.since.elapsed()));
         }
     }
+}
+
+/// When the work that the counters count began.
+struct Pace {
+    since: Instant,
+    bytes: u64,
+    items: u64,
+}
+
+impl Pace {
+    fn start() -> Self {
+        Self { since: Instant::now(), bytes: 0, items: 0 }
+    }
+
+    /// Counters that go back belong to the next phase.
+    fn begins_anew(&mut self, view: &ProgressView) -> bool {
+        let anew = view.bytes < self.bytes || view.items < self.items;
+        (self.bytes, self.items) = (view.bytes, view.items);
+        if anew {
+            self.since = Instant::now();
+        }
+        anew
+    }
+}
+
+/// A line for a log: what is going on, how far it is, how fast, and how long it will take.
+fn log_line(view: &ProgressView, elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs_f64().max(0.001);
+    let (done, total, rate) = if view.bytes > 0 || view.bytes_total > 0 {
+        let rate = (view.bytes as f64 / seconds) as u64;
+        let total = (view.bytes_total > 0).then(|| format!(" of {}", size(view.bytes_total)));
+        (size(view.bytes), total, format!(", {}/s", size(rate)))
+    } else {
+        let total = (view.items_total > 0).then(|| format!(" of {}", count(view.items_total)));
+        (count(view.items), total, String::new())
+    };
+    let (at, end) = if view.bytes_total > 0 { (view.bytes, view.bytes_total) } else { (view.items, view.items_total) };
+    let left = match at {
+        0 => String::new(),
+        _ if end <= at => String::new(),
+        _ => format!(", {} left", clock(seconds * (end - at) as f64 / at as f64)),
+    };
+    format!("{}: {done}{}{rate}{left}", view.doing, total.unwrap_or_default())
+}
+
+/// `1:02:03`, or `2:03` for less than an hour.
+fn clock(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }
 
 /// Bytes for people: `93.8 MB`.
@@ -130,4 +188,29 @@ pub fn lines_of(table: &comfy_table::Table) -> String {
 /// A time for people, in this host's time zone.
 pub fn local_time(time: jiff::Timestamp) -> String {
     time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_log_says_how_far_how_fast_and_how_long() {
+        let view = |bytes, bytes_total, items, items_total| ProgressView {
+            bytes,
+            bytes_total,
+            items,
+            items_total,
+            doing: "public.orders".to_owned(),
+        };
+        let minute = Duration::from_secs(60);
+        let line = |view| log_line(&view, minute);
+        assert_eq!(
+            line(view(3_000_000_000, 9_000_000_000, 0, 0)),
+            "public.orders: 3.0 GB of 9.0 GB, 50.0 MB/s, 2:00 left"
+        );
+        assert_eq!(line(view(3_000_000_000, 0, 0, 0)), "public.orders: 3.0 GB, 50.0 MB/s");
+        assert_eq!(line(view(0, 0, 10, 2000)), "public.orders: 10 of 2,000, 3:19:00 left");
+        assert_eq!(line(view(0, 0, 0, 0)), "public.orders: 0");
+    }
 }
