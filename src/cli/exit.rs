@@ -234,13 +234,13 @@ fn of_postgres(error: &PostgresError) -> Option<Exit> {
 fn of_prune(error: &PruneError) -> Option<Exit> {
     match error {
         PruneError::NoKeepRule => Some(Exit::Usage),
-        PruneError::Busy { .. } => Some(Exit::Busy),
+        // A lease that ran out let another prune begin.
+        PruneError::Busy { .. } | PruneError::Lapsed => Some(Exit::Busy),
         PruneError::ClockSkew { .. } => Some(Exit::Clock),
         PruneError::LostBackup { .. } => Some(Exit::Rollback),
         PruneError::Repo(error) => of_repo(error),
         PruneError::Pipeline(error) => of_pipeline(error),
         PruneError::Cancelled(_) => Some(Exit::Interrupted),
-        _ => None,
     }
 }
 
@@ -309,4 +309,69 @@ pub fn ignore_file_size_signal() {
     // A handler that does nothing serves as well as SIG_IGN and needs no unsafe code.
     let seen = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen);
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::id::ObjectId;
+
+    fn damaged() -> RepoError {
+        RepoError::Damaged { name: "packs/x".to_owned(), detail: "cut short".to_owned() }
+    }
+
+    fn rollback() -> RepoError {
+        RepoError::Rollback { location: "here".to_owned(), detail: "gone".to_owned() }
+    }
+
+    fn no_space() -> BackendError {
+        BackendError::NoSpace { name: "x".to_owned(), location: "here".to_owned() }
+    }
+
+    fn unreachable() -> BackendError {
+        BackendError::Unreachable { location: "here".to_owned(), detail: "no route".to_owned() }
+    }
+
+    #[test]
+    fn what_stops_prune_and_repair_has_the_code_of_the_table() {
+        let (host, now, id) = ("h".to_owned(), Timestamp::UNIX_EPOCH, ObjectId([1; 32]));
+        let table = [
+            (PruneError::NoKeepRule, Exit::Usage),
+            (PruneError::Busy { host: host.clone(), since: now }, Exit::Busy),
+            (PruneError::Lapsed, Exit::Busy),
+            (PruneError::ClockSkew { local: now, store: now }, Exit::Clock),
+            (PruneError::LostBackup { id, next_seq: 2, host }, Exit::Rollback),
+            (PruneError::Cancelled(Cancelled), Exit::Interrupted),
+            (PruneError::Repo(damaged()), Exit::Damaged),
+            (PruneError::Repo(rollback()), Exit::Rollback),
+            (PruneError::Pipeline(damaged().into()), Exit::Damaged),
+            (no_space().into(), Exit::NoSpace),
+            (unreachable().into(), Exit::Unreachable),
+            (PruneError::Pipeline(RepoError::from(no_space()).into()), Exit::NoSpace),
+        ];
+        for (error, exit) in table {
+            let text = error.to_string();
+            assert_eq!(code_of(&anyhow::Error::from(error)), exit, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_stops_forget_and_check_has_the_code_of_the_table() {
+        let unknown = FindError::Unknown { word: "x".to_owned() };
+        assert_eq!(code_of(&ForgetError::from(unknown).into()), Exit::Usage);
+        assert_eq!(code_of(&ForgetError::from(rollback()).into()), Exit::Rollback);
+        assert_eq!(code_of(&ForgetError::from(RepoError::from(unreachable())).into()), Exit::Unreachable);
+        assert_eq!(code_of(&PipelineError::from(damaged()).into()), Exit::Damaged);
+        assert_eq!(code_of(&PipelineError::from(Cancelled).into()), Exit::Interrupted);
+        assert_eq!(code_of(&PipelineError::from(RepoError::from(unreachable())).into()), Exit::Unreachable);
+    }
+
+    #[test]
+    fn a_backup_that_was_overtaken_by_prune_is_not_committed() {
+        let error = SnapshotError::<StdinError>::Overtaken { packs: 1 };
+        assert_eq!(code_of(&not_committed(error)), Exit::NotCommitted);
+        assert_eq!(code_of(&not_committed(SnapshotError::<StdinError>::Repo(damaged()))), Exit::Damaged);
+    }
 }
