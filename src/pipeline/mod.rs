@@ -13,6 +13,13 @@ pub mod stream;
 use crate::progress::Cancelled;
 use crate::repo::RepoError;
 
+/// Sixteen bytes of hash a path, so that telling a million paths apart takes little memory.
+type PathHash = [u8; 16];
+
+fn path_hash(path: &str) -> PathHash {
+    *blake3::hash(path.as_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes")
+}
+
 /// Why a pipeline stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -1,7 +1,7 @@
 //! Streams out of the store. One thread walks the chunk list and plans, openers fetch and open blobs side by side, the
 //! calling thread gets the plaintext in order. Everything is authenticated and re-hashed before anybody sees it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry, Item, Manifest, Str
 use crate::format::pack::BlobKind;
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{DELTA_DEPTH_MAX, ITEM_LINE_BYTES_MAX, OPENED_BLOBS, STREAM_DEPTH_MAX};
-use crate::pipeline::PipelineError;
+use crate::pipeline::{PathHash, PipelineError, path_hash};
 use crate::progress::Progress;
 use crate::repo::index::{BlobRow, Location};
 use crate::repo::{RepoError, Repository, damaged, pack_name};
@@ -382,7 +382,8 @@ impl Reader {
         Some(plaintext)
     }
 
-    /// Calls `each` with every item of a manifest, in order.
+    /// Calls `each` with every item of a manifest, in order. A path that comes twice is damage: the second would be
+    /// restored over the first.
     pub fn each_item(
         &self,
         manifest: &Manifest,
@@ -390,12 +391,19 @@ impl Reader {
     ) -> Result<(), PipelineError> {
         let mut carried = Vec::new();
         let mut items = 0;
+        let mut paths: HashSet<PathHash> = HashSet::new();
         self.read(BlobKind::Meta, &manifest.item_lines, &mut |bytes| {
             carried.extend_from_slice(bytes);
             let mut at = 0;
             while let Some(length) = carried[at..].iter().position(|&b| b == b'\n') {
                 let item = Item::decode_line(&carried[at..at + length])
                     .map_err(|error| stream_error(&format!("item line {items}: {error}")))?;
+                if items >= manifest.items {
+                    return Err(stream_error(&format!("more than the {items} items that were written are listed")));
+                }
+                if !paths.insert(path_hash(&item.path)) {
+                    return Err(stream_error(&format!("item {:?} is listed twice", item.path)));
+                }
                 each(item)?;
                 items += 1;
                 at += length + 1;

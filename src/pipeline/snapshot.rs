@@ -10,11 +10,11 @@ use crate::format::manifest::{ChunkerParams, Item, Manifest, StreamRef, check_it
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
 use crate::limits::{EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, ITEM_LINE_BYTES_MAX};
-use crate::pipeline::PipelineError;
 use crate::pipeline::delta::Earlier;
 use crate::pipeline::packer::{Added, BaseFinder, Packer, Pending};
 use crate::pipeline::read::Reader;
 use crate::pipeline::stream::{BlobBuilder, Shared, StreamWriter};
+use crate::pipeline::{PathHash, PipelineError, path_hash};
 use crate::progress::Progress;
 use crate::repo::{RepoError, Repository};
 use crate::source::{ItemDone, ItemFacts, ItemSink, ItemStream};
@@ -64,13 +64,6 @@ pub struct SnapshotWriter {
     /// Streams of the parent snapshot's larger items, where bases are looked for.
     earlier: HashMap<PathHash, StreamRef>,
     reader: Arc<Reader>,
-}
-
-/// Sixteen bytes of hash a path, so that a million files take little memory.
-type PathHash = [u8; 16];
-
-fn path_hash(path: &str) -> PathHash {
-    *blake3::hash(path.as_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes")
 }
 
 /// Item lines in order. Items that finish early wait for those before them.

@@ -383,6 +383,10 @@ fn damaged_streams(group: &mut Group) {
         let more = lines(&[item_fields("fourth", &a, whole())]);
         Third { more, ..Third::new(&a, whole()) }.given()
     });
+    group.damaged("two items of one path", {
+        let more = lines(&[item_fields("third", b"", reference(0, &[]))]);
+        Third { more, count: 2, ..Third::new(&a, whole()) }.given()
+    });
     group.damaged("an item fewer than stated", Third { count: 2, ..Third::new(&a, whole()) }.given());
     group.damaged("no newline after the last item", Third { more: b"{".to_vec(), ..Third::new(&a, whole()) }.given());
     group.damaged("an item outside the target", {
