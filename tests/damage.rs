@@ -27,8 +27,11 @@ fn history() -> (Memory, Vec<(ObjectId, Items)>) {
         items(&[("both", noise(1, 300 * KB)), ("two", noise(3, 200 * KB))]),
         items(&[("alone", noise(4, 200 * KB))]),
     ];
-    let made =
-        data.into_iter().enumerate().map(|(n, items)| (backup_ago(&repo, "n", &items, 9 - n as i64).id, items)).collect();
+    let made = data
+        .into_iter()
+        .enumerate()
+        .map(|(n, items)| (backup_ago(&repo, "n", &items, 9 - n as i64).id, items))
+        .collect();
     (lab.store, made)
 }
 
@@ -89,7 +92,11 @@ fn look(what: &str, store: &Memory, made: &[(ObjectId, Items)]) -> Outcome {
     let found: BTreeSet<_> = report.findings.iter().map(|finding| finding.object.clone()).collect();
     let hit: BTreeSet<_> = report.findings.iter().flat_map(|finding| finding.backups.clone()).collect();
     assert_eq!(report.status == Status::Clean, report.findings.is_empty());
-    // A missing index object is an exception: its packs are whole, and a restore goes through them only after a repair.
+    // The newest manifest of a host has no successor that would miss it: only a host that has seen it does.
+    let newest = &made[made.len() - 1].0;
+    if !store.names().contains(&format!("snapshots/{newest}")) {
+        broken.remove(newest);
+    }
     assert!(broken.is_subset(&hit), "{what}: check does not name {broken:?}: {:#?}", report.findings);
     for (id, _) in made.iter().filter(|(id, _)| !hit.contains(id)) {
         assert!(!broken.contains(id));
@@ -125,16 +132,12 @@ fn every_object_harmed_in_every_way_is_found_and_never_restored_wrong() {
                 }
                 // The only slot: nobody gets in, and is told so.
                 ("keys", Some(error)) => assert!(
-                    matches!(
-                        error,
-                        RepoError::WrongKey { .. } | RepoError::Format { .. } | RepoError::Damaged { .. }
-                    ),
+                    matches!(error, RepoError::WrongKey { .. } | RepoError::Format { .. } | RepoError::Damaged { .. }),
                     "{what}: {error}"
                 ),
                 ("config" | "keys", None) => panic!("{what}: it opened"),
                 (_, Some(error)) => panic!("{what}: it does not open: {error}"),
                 ("index", None) if harm == "gone" => assert!(outcome.found.contains("index/"), "{what}"),
-                // The newest manifest of a host has no successor that would miss it: a host that has seen it does.
                 ("snapshots", None) if harm == "gone" && name.ends_with(&made[2].0.hex()) => {}
                 (_, None) => assert!(outcome.found.contains(&name), "{what}: found {:?}", outcome.found),
             }
@@ -169,7 +172,13 @@ fn objects_that_change_places_are_found_out() {
             store.overwrite(b, one);
             let outcome = look(&format!("{a} and {b}"), &store, &made);
             if outcome.locked.is_none() {
-                assert!(outcome.found.contains(a) && outcome.found.contains(b), "{a}, {b}: {:?}", outcome.found);
+                // A pack that only a damaged index object lists is garbage until the index is made anew.
+                let unlisted =
+                    |name: &String, other: &String| name.starts_with("packs/") && other.starts_with("index/");
+                for (name, other) in [(a, b), (b, a)] {
+                    let found = outcome.found.contains(name) || unlisted(name, other);
+                    assert!(found, "{name}, changed with {other}: {:?}", outcome.found);
+                }
             }
         }
     }

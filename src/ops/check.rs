@@ -423,16 +423,8 @@ fn index(repo: &Repository, holdings: &Holdings, findings: &mut Findings) -> Res
         findings.add(FindingKind::Index, pack_name(pack), "two index objects say different things about it");
     }
     // What can be read is enough to go on with.
-    match repo.load_index(&Progress::default()) {
-        Err(error) if is_damage(&error) => {
-            let known = repo.index.objects()?;
-            for id in holdings.objects.keys().filter(|id| !known.contains(id)) {
-                repo.index.add_object(id, &repo.load_index_object(id)?)?;
-            }
-            Ok(())
-        }
-        other => other,
-    }
+    repo.load_index(&Progress::default())?;
+    Ok(())
 }
 
 /// What a listing says of a pack.

@@ -67,7 +67,9 @@ pub fn snapshot<E: std::error::Error + 'static>(
     // In this order: lease, marks, index (format-spec/records.md).
     let lease = HeldLease::take(repo, &options.host)?;
     let marked = repo.marked_packs()?;
-    repo.load_index(&Progress::default())?;
+    if let Some((_, error)) = repo.load_index(&Progress::default())?.into_iter().next() {
+        return Err(error.into());
+    }
     let snapshots = repo.snapshots()?;
     let parent = newest_of(&snapshots, &options);
     let parent_items =

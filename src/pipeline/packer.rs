@@ -417,9 +417,10 @@ fn put_index(shared: &Shared, packs: Vec<PackIndex>) -> Result<(), PipelineError
     let index = Index { supersedes, packs };
     let saved = shared.repo.save(Kind::Index, &index.encode())?;
     shared.added.bytes_stored.fetch_add(saved.bytes, Relaxed);
-    match shared.repo.index.add_object(&saved.id, &index) {
-        Ok(()) => shared.pending.release(&index.packs),
+    match shared.repo.add_to_index(&saved.id, &index) {
+        Ok(true) => shared.pending.release(&index.packs),
         // The chunks stay pending, in memory: the local index is a hint.
+        Ok(false) => tracing::debug!("index object {} was replaced at once", saved.id),
         Err(error) => tracing::warn!("{error}; going on without it"),
     }
     Ok(())

@@ -209,10 +209,15 @@ impl Reader {
 
     /// Looks for what the local index did not know: after it was brought up to date, then after it was made anew.
     fn look_again(&self, find: impl Fn() -> Option<Location>) -> Result<Option<Location>, RepoError> {
-        self.repo.load_index(&Progress::default())?;
-        match find() {
-            None if self.repo.reload_index()? => Ok(find()),
-            found => Ok(found),
+        let unreadable = self.repo.load_index(&Progress::default())?.into_iter().next();
+        let found = match find() {
+            None if self.repo.reload_index()? => find(),
+            found => found,
+        };
+        match (found, unreadable) {
+            // Most likely it is listed there.
+            (None, Some((_, error))) => Err(error),
+            (found, _) => Ok(found),
         }
     }
 

@@ -1,14 +1,20 @@
 //! The local index: which chunk lies where, in SQLite. A hint: it can be deleted, damaged or out of date without a wrong
 //! result, because every row carries a check value under the repository's key, rows count only while the index object that
 //! they came from is in the store, and what cannot be used is made anew from the index objects.
+//!
+//! Processes that share the file change it one after the other, each by a listing of its own that it took meanwhile: so a
+//! row never comes back after a process that reads the file has seen its index object gone, and what a row names was in
+//! the store after that process put its lease and read the marks.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
+use crate::backend::BackendError;
 use crate::format::index::{Index, PackIndex};
 use crate::format::pack::BlobContents;
 use crate::id::{ChunkId, ObjectId};
@@ -17,7 +23,7 @@ use crate::repo::{RepoError, Repository, object_name, private_folder};
 use crate::seal::keys::{Keys, Kind};
 
 /// Raised when the tables change; another number is a reason to start anew.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 /// Rows of blobs kept in memory, for runs of lookups in the same blob.
 const ROWS_KEPT: usize = 256;
 
@@ -81,6 +87,43 @@ impl LocalIndex {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Keeps other processes from changing the file until what is returned is dropped, or this process ends.
+    ///
+    /// Who holds it lists the store and takes over what it says: with two at once, one could add what the other has just
+    /// seen vanish.
+    fn claim(&self) -> Result<Option<File>, RepoError> {
+        if self.lock().in_memory {
+            return Ok(None);
+        }
+        let path = self.path.with_extension("lock");
+        let claim = File::options().create(true).append(true).open(&path).and_then(|file| {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => {
+                    tracing::info!("waiting for another process that holds {}", path.display());
+                }
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            loop {
+                match file.lock() {
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    other => return other.map(|()| file),
+                }
+            }
+        });
+        match claim {
+            Ok(file) => Ok(Some(file)),
+            Err(error) => {
+                tracing::warn!("{} cannot be locked ({error}): using memory for this run", path.display());
+                let mut inner = self.lock();
+                inner.rows.clear();
+                inner.db = in_memory().map_err(|error| cache_error(&self.path, &error))?;
+                inner.in_memory = true;
+                Ok(None)
+            }
+        }
     }
 
     /// Starts anew, in the file if possible, else in memory.
@@ -186,8 +229,8 @@ impl LocalIndex {
         inner.objects().map(|objects| objects.into_keys().collect()).map_err(|error| cache_error(&self.path, &error))
     }
 
-    /// Adds what an index object says.
-    pub fn add_object(&self, id: &ObjectId, index: &Index) -> Result<(), RepoError> {
+    /// Adds what an index object says. The caller has the claim, and has seen the object in the store since.
+    fn add_object(&self, id: &ObjectId, index: &Index) -> Result<(), RepoError> {
         let added = self.lock().add_object(id, index, &self.keys);
         match added {
             Err(error) if !self.lock().in_memory => {
@@ -404,7 +447,7 @@ fn set_up(db: &Connection) -> rusqlite::Result<()> {
              CREATE TABLE objects (number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, supersedes BLOB NOT NULL);
              CREATE TABLE packs (number INTEGER PRIMARY KEY, id BLOB NOT NULL, object INTEGER NOT NULL, bytes INTEGER NOT NULL);
              CREATE INDEX packs_object ON packs (object);
-             CREATE TABLE blobs (number INTEGER PRIMARY KEY, pack INTEGER NOT NULL, offset INTEGER NOT NULL,
+             CREATE TABLE blobs (number INTEGER PRIMARY KEY AUTOINCREMENT, pack INTEGER NOT NULL, offset INTEGER NOT NULL,
                                  stored INTEGER NOT NULL, contents BLOB NOT NULL, check_value BLOB NOT NULL);
              CREATE INDEX blobs_pack ON blobs (pack);
              CREATE TABLE chunks (id BLOB NOT NULL, blob INTEGER NOT NULL, position INTEGER NOT NULL,
@@ -445,6 +488,7 @@ impl Repository {
     /// it should. Returns whether it did.
     pub fn reload_index(&self) -> Result<bool, RepoError> {
         {
+            let _claim = self.index.claim()?;
             let mut inner = self.index.lock();
             if inner.made_anew {
                 return Ok(false);
@@ -463,7 +507,10 @@ impl Repository {
     }
 
     /// Brings the local index up to date with the index objects in the store.
-    pub fn load_index(&self, progress: &Progress) -> Result<(), RepoError> {
+    ///
+    /// Returns those that cannot be read and that no other has taken the place of: what they alone list is not found.
+    pub fn load_index(&self, progress: &Progress) -> Result<Vec<(ObjectId, RepoError)>, RepoError> {
+        let _claim = self.index.claim()?;
         match self.try_load_index(progress) {
             Err(LoadError::Local(error)) => {
                 self.index.reset(&error)?;
@@ -473,11 +520,13 @@ impl Repository {
                 })
             }
             Err(LoadError::Repo(error)) => Err(error),
-            Ok(()) => Ok(()),
+            Ok(unreadable) => Ok(unreadable),
         }
     }
 
-    fn try_load_index(&self, progress: &Progress) -> Result<(), LoadError> {
+    fn try_load_index(&self, progress: &Progress) -> Result<Vec<(ObjectId, RepoError)>, LoadError> {
+        // Another process may have given the numbers of blobs to others.
+        self.index.lock().rows.clear();
         let listed: HashSet<ObjectId> = self.list(Kind::Index)?.into_iter().map(|(id, _)| id).collect();
         let known = self.index.lock().objects()?;
         let mut supersedes: HashMap<ObjectId, Vec<ObjectId>> = HashMap::new();
@@ -494,8 +543,12 @@ impl Repository {
         for id in missing {
             let index = match self.load_index_object(id) {
                 // Replaced since the listing: what replaced it is found by the next load.
-                Err(RepoError::Backend(crate::backend::BackendError::NotFound { .. })) => continue,
-                Err(error @ (RepoError::Damaged { .. } | RepoError::Format { .. })) => {
+                Err(RepoError::Backend(BackendError::NotFound { .. })) => continue,
+                Err(
+                    error @ (RepoError::Damaged { .. }
+                    | RepoError::Format { .. }
+                    | RepoError::Backend(BackendError::Damaged { .. })),
+                ) => {
                     unreadable.push((*id, error));
                     continue;
                 }
@@ -507,16 +560,26 @@ impl Repository {
         }
         let superseded: HashSet<_> = supersedes.values().flatten().collect();
         // A damaged one that was replaced (`vault repair index`) is nobody's loss.
-        if let Some((_, error)) = unreadable.into_iter().find(|(id, _)| !superseded.contains(id)) {
-            return Err(error.into());
-        }
+        unreadable.retain(|(id, _)| !superseded.contains(id));
         if superseded.iter().any(|id| supersedes.contains_key(id)) {
             let known = self.index.lock().objects()?;
             for (_, (number, _)) in known.iter().filter(|(id, _)| superseded.contains(id)) {
                 self.index.lock().drop_object(*number)?;
             }
         }
-        Ok(())
+        Ok(unreadable)
+    }
+
+    /// Adds to the local index what an index object says that is known to be put or listed. Returns false if it is gone
+    /// again.
+    pub fn add_to_index(&self, id: &ObjectId, index: &Index) -> Result<bool, RepoError> {
+        let _claim = self.index.claim()?;
+        // Who put it may have been stopped for hours since, and prune has not waited.
+        match self.backend.get(&object_name(Kind::Index, id), Some(0..1)) {
+            Err(BackendError::NotFound { .. }) => return Ok(false),
+            other => other?,
+        };
+        self.index.add_object(id, index).map(|()| true)
     }
 
     /// Loads one index object from the store.
