@@ -64,6 +64,9 @@ pub const PACK_CHUNKS_MAX: usize = 32 << 10;
 
 /// An index object is written when this many chunks wait for one.
 pub const INDEX_CHUNKS_MAX: usize = 48 << 10;
+/// An index object is also written when a pack has waited this long for one: a backup that is killed leaves no more than
+/// this to be stored again.
+pub const INDEX_PUT_EVERY: std::time::Duration = std::time::Duration::from_secs(300);
 /// Plaintext of an index object that prune or repair writes, before one more pack goes into the next.
 pub const INDEX_BYTES_TARGET: usize = 4 << 20;
 

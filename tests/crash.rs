@@ -9,12 +9,14 @@ use jiff::{SignedDuration, Timestamp};
 use lab::*;
 use vault::backend::fault::{Failure, Fault, Faults, Rule};
 use vault::backend::recording::{CallKind, Recording};
-use vault::backend::{Backend, Memory};
+use vault::backend::{Backend, BackendError, Memory};
 use vault::id::ObjectId;
 use vault::ops::forget::{ForgetOptions, forget};
 use vault::ops::prune::{PruneOptions, prune};
+use vault::ops::snapshot::SnapshotError;
+use vault::pipeline::PipelineError;
 use vault::progress::Progress;
-use vault::repo::Repository;
+use vault::repo::{Pace, RepoError, Repository};
 
 const KB: usize = 1 << 10;
 
@@ -67,11 +69,7 @@ fn interrupted<T>(name: &str) -> Result<T, vault::backend::BackendError> {
 }
 
 impl Backend for Changes {
-    fn put(
-        &self,
-        name: &str,
-        bytes: bytes::Bytes,
-    ) -> Result<vault::backend::PutReceipt, vault::backend::BackendError> {
+    fn put(&self, name: &str, bytes: bytes::Bytes) -> Result<vault::backend::PutReceipt, vault::backend::BackendError> {
         match self.change() {
             Life::Alive => self.inner.put(name, bytes),
             Life::Last => {
@@ -177,8 +175,7 @@ fn a_forget_that_dies_anywhere_drops_the_backup_or_not_and_raises_no_alarm() {
     let lab = Lab::new();
     let (made, _) = history(&lab);
     let victim = made[1].0;
-    let options =
-        ForgetOptions { words: vec![victim.hex()], host: "h".into(), now: Timestamp::now(), dry_run: false };
+    let options = ForgetOptions { words: vec![victim.hex()], host: "h".into(), now: Timestamp::now(), dry_run: false };
     at_every_change(
         "forget",
         &lab.store,
@@ -288,4 +285,80 @@ fn a_store_that_fails_once_anywhere_makes_an_error_and_no_harm() {
             }
         }
     }
+}
+
+/// Packs that index objects in the store list.
+fn listed(repo: &Repository) -> usize {
+    repo.load_index(&Progress::default()).unwrap();
+    repo.index.packs().unwrap().len()
+}
+
+#[test]
+fn packs_that_were_put_before_a_put_failed_are_listed_and_used_by_the_next_run() {
+    for after in [false, true] {
+        let lab = Lab::new();
+        let data = items(&[("i", noise(1, 60 << 20))]);
+        let fault =
+            if after { Fault::FailAfter(Failure::Unreachable) } else { Fault::FailBefore(Failure::Unreachable) };
+        let store = Faults::new(lab.store.clone(), [Rule::new(CallKind::Put, fault).under("packs/").at(3)]);
+        let failed = try_backup(&lab.open_on("a", Arc::new(store)), "n", &data, Timestamp::now());
+        let Err(SnapshotError::Pipeline(PipelineError::Repo(RepoError::Backend(BackendError::Unreachable { .. })))) =
+            failed
+        else {
+            panic!("the first failure is the one that is said: {failed:?}");
+        };
+        let repo = lab.open("b");
+        assert_eq!(listed(&repo), 2, "the packs before the third are listed");
+        let made = backup(&repo, "n", &data);
+        assert!(made.manifest.bytes_new < 30 << 20, "{} bytes are stored again", made.manifest.bytes_new);
+        prune_now(&repo, 1);
+        assert_whole(&lab, &[(made.id, &data)]);
+        assert_no_garbage(&lab);
+    }
+}
+
+#[test]
+fn packs_of_a_run_that_was_cancelled_are_listed() {
+    let lab = Lab::new();
+    let data = noise(1, 40 << 20);
+    let failed = try_backup_with(&lab.open("a"), "n", Timestamp::now(), |sink| {
+        let mut item = sink.begin(0, "i", "stream")?;
+        std::io::Write::write_all(&mut item, &data)?;
+        // Until two packs are there: then the source fails.
+        while lab.names("packs/").len() < 2 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        Err(std::io::Error::other("the source is gone"))
+    });
+    assert!(matches!(failed, Err(SnapshotError::Source(_))));
+    assert!(listed(&lab.open("b")) >= 2);
+}
+
+#[test]
+fn a_pack_does_not_wait_for_its_index_object_while_the_source_is_silent() {
+    let lab = Lab::new();
+    let data = noise(1, 20 << 20);
+    let pace = Pace { index_put: std::time::Duration::from_millis(100), ..Pace::default() };
+    let dies = dies_at(&lab.store, 4, false);
+    let repo = lab.open_paced("a", dies, pace);
+    let killed = try_backup_with(&repo, "n", Timestamp::now(), |sink| {
+        let mut item = sink.begin(0, "i", "stream")?;
+        std::io::Write::write_all(&mut item, &data)?;
+        // A lease, a pack, and then nothing that would close a second pack: the index object comes all the same.
+        let started = std::time::Instant::now();
+        while lab.names("index/").is_empty() {
+            assert!(started.elapsed().as_secs() < 30, "no index object after thirty seconds");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        Err(std::io::Error::other("the process is killed"))
+    });
+    assert!(killed.is_err());
+    drop(repo);
+    lab.bury_processes(&lab.open("a"));
+    let repo = lab.open("b");
+    assert_eq!(listed(&repo), 1);
+    let again = items(&[("i", data)]);
+    let made = backup(&repo, "n", &again);
+    assert!(made.manifest.bytes_new < 6 << 20, "{} bytes are stored again", made.manifest.bytes_new);
+    assert_whole(&lab, &[(made.id, &again)]);
 }

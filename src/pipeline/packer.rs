@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::format::index::{Index, PackIndex};
 use crate::format::manifest::ChunkEntry;
@@ -37,7 +38,8 @@ pub enum Blob {
 pub struct Added {
     /// Bytes of packs and index objects.
     pub bytes_stored: AtomicU64,
-    pub packs: AtomicU64,
+    /// The packs, in order.
+    pub packs: Mutex<Vec<ObjectId>>,
 }
 
 /// The chunks that this run has taken on itself to store and that the local index does not know yet.
@@ -382,30 +384,66 @@ fn fill_packs(
     Ok(())
 }
 
+/// Packs that are in the store and that no index object lists yet.
+#[derive(Default)]
+struct Unlisted {
+    packs: Vec<PackIndex>,
+    chunks: usize,
+    since: Option<Instant>,
+}
+
+impl Unlisted {
+    fn add(&mut self, pack: PackIndex) {
+        self.chunks += pack.directory.iter().map(|blob| blob.contents.chunks.len()).sum::<usize>();
+        self.packs.push(pack);
+        self.since.get_or_insert_with(Instant::now);
+    }
+}
+
 fn put_packs(shared: &Shared, packs: &Receiver<FullPack>, returned: &Sender<Vec<u8>>) -> Result<(), PipelineError> {
-    let mut waiting = Vec::new();
-    let mut chunks = 0;
-    for FullPack { index, bytes } in packs {
-        let bytes = Bytes::from(bytes);
-        shared.repo.backend.put(&pack_name(&index.pack), bytes.clone()).map_err(RepoError::from)?;
-        if let Ok(buffer) = bytes.try_into_mut() {
-            let _ = returned.try_send(buffer.into());
-        }
-        shared.added.bytes_stored.fetch_add(u64::from(index.bytes), Relaxed);
-        shared.added.packs.fetch_add(1, Relaxed);
-        chunks += index.directory.iter().map(|blob| blob.contents.chunks.len()).sum::<usize>();
-        waiting.push(index);
-        if chunks >= INDEX_CHUNKS_MAX {
-            put_index(shared, std::mem::take(&mut waiting))?;
-            chunks = 0;
-        }
+    let mut unlisted = Unlisted::default();
+    if let Err(error) = put_each_pack(shared, packs, returned, &mut unlisted) {
+        shared.fail(error);
     }
     // Also after a failure: packs that are in the store are listed, so that the next run need not store them again.
     let superseding = !shared.supersedes.lock().expect("no code panics while it holds this lock").is_empty();
-    if !waiting.is_empty() || (superseding && !shared.failed()) {
-        put_index(shared, waiting)?;
+    if !unlisted.packs.is_empty() || (superseding && !shared.failed()) {
+        put_index(shared, unlisted.packs)?;
     }
     Ok(())
+}
+
+/// Puts packs as they come, and an index object when many chunks wait for one or a pack has waited long.
+fn put_each_pack(
+    shared: &Shared,
+    packs: &Receiver<FullPack>,
+    returned: &Sender<Vec<u8>>,
+    unlisted: &mut Unlisted,
+) -> Result<(), PipelineError> {
+    loop {
+        let due = unlisted.since.map(|since| since + shared.repo.pace.index_put);
+        let next = match due {
+            Some(due) => packs.recv_deadline(due),
+            None => packs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match next {
+            Ok(FullPack { index, bytes }) => {
+                let bytes = Bytes::from(bytes);
+                shared.repo.backend.put(&pack_name(&index.pack), bytes.clone()).map_err(RepoError::from)?;
+                if let Ok(buffer) = bytes.try_into_mut() {
+                    let _ = returned.try_send(buffer.into());
+                }
+                shared.added.bytes_stored.fetch_add(u64::from(index.bytes), Relaxed);
+                shared.added.packs.lock().expect("no code panics while it holds this lock").push(index.pack);
+                unlisted.add(index);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+        if unlisted.chunks >= INDEX_CHUNKS_MAX || due.is_some_and(|due| due <= Instant::now()) {
+            put_index(shared, std::mem::take(unlisted).packs)?;
+        }
+    }
 }
 
 fn put_index(shared: &Shared, packs: Vec<PackIndex>) -> Result<(), PipelineError> {

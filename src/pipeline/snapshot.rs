@@ -51,6 +51,8 @@ pub struct Written {
     pub item_lines: StreamRef,
     /// Packs older than this snapshot that it rests on.
     pub rests_on: HashSet<ObjectId>,
+    /// Packs that were written for it.
+    pub packs: HashSet<ObjectId>,
 }
 
 /// Writes the items of one snapshot.
@@ -123,11 +125,18 @@ impl SnapshotWriter {
         if !lines.early.is_empty() || self.open.load(Relaxed) != 0 {
             return Err(PipelineError::Unfinished);
         }
-        let item_lines = lines.stream.finish()?.stream;
+        // What stopped the packer is the better error.
+        let why = |packer: &Packer, error| match error {
+            PipelineError::Stopped => packer.failure().unwrap_or(error),
+            error => error,
+        };
+        let finished = lines.stream.finish();
+        let item_lines = finished.map_err(|error| why(&self.shared.packer, error))?.stream;
         // An item stream that is still alive would write after the end.
         let shared = Arc::into_inner(self.shared).ok_or(PipelineError::Unfinished)?;
         for tail in &shared.tails {
-            tail.lock().expect("no code panics while it holds this lock").flush(&shared.packer)?;
+            let mut tail = tail.lock().expect("no code panics while it holds this lock");
+            tail.flush(&shared.packer).map_err(|error| why(&shared.packer, error))?;
         }
         shared.packer.finish()?;
         let (counters, read) = (&shared.counters, |counter: &AtomicU64| counter.load(Relaxed));
@@ -143,6 +152,7 @@ impl SnapshotWriter {
             chunkers: vec![shared.repo.config.chunker],
             item_lines,
             rests_on: std::mem::take(&mut shared.rests_on.lock().expect("no code panics while it holds this lock")),
+            packs: self.added.packs.lock().expect("no code panics while it holds this lock").drain(..).collect(),
         })
     }
 

@@ -10,15 +10,16 @@ pub mod state;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::backend::{Backend, BackendError, ObjectInfo, PutReceipt};
 use crate::format::FormatError;
 use crate::format::config::{Config, Feature, KNOWN_FEATURES};
 use crate::id::{HostId, ObjectId, RepoId, SlotId};
-use crate::limits::RAW_BYTES_MAX;
+use crate::limits::{INDEX_PUT_EVERY, RAW_BYTES_MAX};
 use crate::seal::boxed::{HEADER_BYTES, OpenError, TAG_BYTES, open_object, seal_object};
 use crate::seal::keys::{Keys, Kind, MasterKey};
 use crate::seal::slot::{Secret, SlotError};
@@ -68,6 +69,22 @@ pub struct Places {
     pub state: PathBuf,
 }
 
+/// How often a long run puts what keeps its work safe. Only tests have it otherwise than [`Pace::default`].
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// How long a lease holds, and when a new one is put.
+    pub lease_holds: SignedDuration,
+    pub lease_renew: Duration,
+    /// How long a pack may be in the store before an index object lists it.
+    pub index_put: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { lease_holds: lease::LEASE_HOLDS, lease_renew: lease::LEASE_RENEW, index_put: INDEX_PUT_EVERY }
+    }
+}
+
 /// An opened repository. Shared by all threads of a command.
 pub struct Repository {
     pub backend: Arc<dyn Backend>,
@@ -76,6 +93,7 @@ pub struct Repository {
     pub host_id: HostId,
     pub index: LocalIndex,
     pub state: state::State,
+    pub pace: Pace,
     /// The key slot that opened it.
     pub slot: SlotId,
     master: MasterKey,
@@ -179,7 +197,7 @@ impl Repository {
         let host_id = state::host_id(&places.state)?;
         let state = state::State::load(&places.state, config.repository);
         let index = LocalIndex::open(&places.cache, keys.clone())?;
-        Ok(Self { backend, keys, config, host_id, index, state, slot, master })
+        Ok(Self { backend, keys, config, host_id, index, state, pace: Pace::default(), slot, master })
     }
 
     /// Refuses if backups must not be added by this version.

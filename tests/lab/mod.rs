@@ -22,10 +22,10 @@ use vault::pipeline::read::Reader;
 use vault::pipeline::snapshot::WriteOptions;
 use vault::progress::Progress;
 use vault::repo::snapshots::Snapshot;
-use vault::repo::{Places, Repository};
+use vault::repo::{Pace, Places, Repository};
 use vault::seal::keys::Kind;
 use vault::seal::slot::Secret;
-use vault::source::{ItemFacts, SourceFacts};
+use vault::source::{ItemFacts, ItemSink, SourceFacts};
 
 pub type Items = BTreeMap<String, Vec<u8>>;
 
@@ -70,7 +70,13 @@ impl Lab {
 
     /// The same through a decorated store.
     pub fn open_on(&self, host: &str, store: Arc<dyn Backend>) -> Arc<Repository> {
-        let repo = Repository::open(store, &secret(), &self.places(host)).unwrap();
+        self.open_paced(host, store, Pace::default())
+    }
+
+    /// The same, for runs that would have to take hours.
+    pub fn open_paced(&self, host: &str, store: Arc<dyn Backend>, pace: Pace) -> Arc<Repository> {
+        let mut repo = Repository::open(store, &secret(), &self.places(host)).unwrap();
+        repo.pace = pace;
         repo.load_index(&Progress::default()).unwrap();
         Arc::new(repo)
     }
@@ -139,6 +145,26 @@ pub fn try_backup(
     items: &Items,
     time: Timestamp,
 ) -> Result<Snapshot, SnapshotError<io::Error>> {
+    try_backup_with(repo, name, time, |sink| push(sink, items))
+}
+
+/// Pushes items into a backup.
+pub fn push(sink: &dyn ItemSink, items: &Items) -> io::Result<()> {
+    for (order, (path, bytes)) in items.iter().enumerate() {
+        let mut item = sink.begin(order as u64, path, "stream")?;
+        item.write_all(bytes)?;
+        item.finish(ItemFacts { rows: Some(1), ..ItemFacts::default() })?;
+    }
+    Ok(())
+}
+
+/// Takes a backup with a source of the test's own.
+pub fn try_backup_with(
+    repo: &Arc<Repository>,
+    name: &str,
+    time: Timestamp,
+    take: impl FnOnce(&dyn ItemSink) -> io::Result<()>,
+) -> Result<Snapshot, SnapshotError<io::Error>> {
     let options = SnapshotOptions {
         source: "stdin".to_owned(),
         name: name.to_owned(),
@@ -148,14 +174,7 @@ pub fn try_backup(
         write: WriteOptions { sealers: 1, level: 1, delta: true },
         time,
     };
-    snapshot(repo, options, &Progress::default(), |sink, _| {
-        for (order, (path, bytes)) in items.iter().enumerate() {
-            let mut item = sink.begin(order as u64, path, "stream")?;
-            item.write_all(bytes)?;
-            item.finish(ItemFacts { rows: Some(1), ..ItemFacts::default() })?;
-        }
-        Ok(SourceFacts::default())
-    })
+    snapshot(repo, options, &Progress::default(), |sink, _| take(sink).map(|()| SourceFacts::default()))
 }
 
 /// Everything a backup holds.
