@@ -31,7 +31,7 @@ use crate::pipeline::packer::{Added, Blob, Packer, Pending};
 use crate::pipeline::read::Reader;
 use crate::progress::{Cancelled, Progress};
 use crate::repo::index::BlobRow;
-use crate::repo::lease::{HeldLease, LEASE_HOLDS, ListedLease};
+use crate::repo::lease::{HeldLease, ListedLease};
 use crate::repo::snapshots::Snapshot;
 use crate::repo::{RepoError, Repository, damaged, object_name, pack_name, random};
 use crate::seal::blob::Opener;
@@ -208,11 +208,11 @@ pub fn prune(repo: &Arc<Repository>, options: &PruneOptions, progress: &Progress
 }
 
 /// Takes the lease that keeps other prunes away. Also returns backups that had to go before they could be recorded.
-fn take_lease<'r>(
-    repo: &'r Arc<Repository>,
+fn take_lease(
+    repo: &Arc<Repository>,
     options: &PruneOptions,
     progress: &Progress,
-) -> Result<(HeldLease<'r>, Vec<RemovedBackup>), PruneError> {
+) -> Result<(HeldLease, Vec<RemovedBackup>), PruneError> {
     let mut owed = Vec::new();
     for _ in 1..TRIES {
         match take_lease_of(repo, &options.host) {
@@ -226,7 +226,7 @@ fn take_lease<'r>(
 }
 
 /// Takes the lease of a prune, or of a repair, unless another one holds.
-pub(super) fn take_lease_of<'r>(repo: &'r Repository, host: &str) -> Result<HeldLease<'r>, PruneError> {
+pub(super) fn take_lease_of(repo: &Arc<Repository>, host: &str) -> Result<HeldLease, PruneError> {
     let mut tries = 0;
     loop {
         let lease = HeldLease::take_for_prune(repo, host)?;
@@ -320,7 +320,7 @@ fn leases(repo: &Repository, now: Timestamp) -> Result<(Vec<ListedLease>, Vec<Li
                     prune: false,
                 };
                 let listed = ListedLease { id, stored, lease };
-                if now.duration_since(stored) < LEASE_HOLDS { held.push(listed) } else { gone.push(listed) }
+                if now.duration_since(stored) < repo.pace.lease_holds { held.push(listed) } else { gone.push(listed) }
             }
         }
     }
@@ -667,7 +667,7 @@ fn explain(error: PipelineError, backup: &ObjectId) -> PruneError {
 struct Run<'a> {
     repo: &'a Arc<Repository>,
     options: &'a PruneOptions,
-    lease: &'a HeldLease<'a>,
+    lease: &'a HeldLease,
     progress: &'a Progress,
     started: Instant,
     survey: Survey,
@@ -688,7 +688,7 @@ impl<'a> Run<'a> {
     fn start(
         repo: &'a Arc<Repository>,
         options: &'a PruneOptions,
-        lease: &'a HeldLease<'a>,
+        lease: &'a HeldLease,
         owed: Vec<RemovedBackup>,
         progress: &'a Progress,
     ) -> Result<Self, PruneError> {
@@ -829,6 +829,9 @@ impl<'a> Run<'a> {
                 since: lease.began(),
             });
             self.report.held_by = holders.collect();
+            // A renewed lease and the one before it are of one run.
+            self.report.held_by.sort_by(|a, b| (a.since, a.pid, &a.host).cmp(&(b.since, b.pid, &b.host)));
+            self.report.held_by.dedup_by(|a, b| (a.since, a.pid, &a.host) == (b.since, b.pid, &b.host));
         }
         waiting.extend(blocked);
 

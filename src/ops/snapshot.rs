@@ -7,8 +7,9 @@ use std::time::Instant;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
+use crate::backend::BackendError;
 use crate::format::manifest::{MANIFEST_VERSION, Manifest};
-use crate::id::ObjectId;
+use crate::id::{ChunkId, ObjectId};
 use crate::pipeline::PipelineError;
 use crate::pipeline::packer::{Added, Blob, Packer, Pending};
 use crate::pipeline::snapshot::{SnapshotWriter, WriteOptions, Written};
@@ -89,7 +90,8 @@ pub fn snapshot<E: std::error::Error + 'static>(
     };
     progress.doing("finishing");
     let mut written = writer.finish()?;
-    settle(repo, &lease, &marked, &mut written, options.write)?;
+    let held = lease.renew()?;
+    settle(repo, &marked, &mut written, options.write, held)?;
     progress.check().map_err(|_| PipelineError::from(crate::progress::Cancelled))?;
 
     // The chain goes on from the newest manifest of this host, other processes' included.
@@ -120,10 +122,25 @@ pub fn snapshot<E: std::error::Error + 'static>(
         bytes_new: written.bytes_new,
         bytes_stored: written.bytes_stored,
         seconds: (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
-        chunkers: written.chunkers,
-        item_lines: written.item_lines,
+        chunkers: std::mem::take(&mut written.chunkers),
+        item_lines: written.item_lines.clone(),
     };
     let saved = repo.save(Kind::Manifest, &manifest.encode())?;
+    if !lease.holds() {
+        // Stopped for hours just now, this run came too late for a prune that did not wait.
+        let settled = lease.renew().map_err(SnapshotError::Repo);
+        let settled = settled.and_then(|_| settle(repo, &marked, &mut written, options.write, false));
+        if let Err(error) = settled {
+            let snapshot = Snapshot { id: saved.id, manifest };
+            super::forget::remove(
+                repo,
+                &[super::forget::removed(&snapshot)],
+                &snapshot.manifest.host,
+                Timestamp::now(),
+            )?;
+            return Err(error);
+        }
+    }
     repo.state.remember([(manifest.host_id, Seen { seq: manifest.seq, id: saved.id })]);
     drop(lease);
     Ok(Snapshot { id: saved.id, manifest })
@@ -138,83 +155,111 @@ fn newest_of<'s>(snapshots: &'s [Snapshot], options: &SnapshotOptions) -> Option
 }
 
 /// Makes sure that nothing the snapshot rests on is going away: copies what prune has marked since the run began.
+///
+/// If its lease has not held all the time, prune may have removed packs already, those of this run among them. The caller
+/// has put a new one by then: what is marked after this reads the marks stays, and what was removed before is missing from
+/// the listing after that.
 fn settle<E: std::error::Error + 'static>(
     repo: &Arc<Repository>,
-    lease: &HeldLease<'_>,
     marked_before: &HashSet<ObjectId>,
     written: &mut Written,
     write: WriteOptions,
+    held: bool,
 ) -> Result<(), SnapshotError<E>> {
-    if !lease.renew()? {
-        let gone = missing_packs(repo, &written.rests_on)?;
-        if gone > 0 {
-            return Err(SnapshotError::Overtaken { packs: gone });
-        }
-    }
     let marked = repo.marked_packs()?;
-    let fresh: HashSet<_> = marked.difference(marked_before).copied().collect();
-    if fresh.is_empty() {
+    let mut unusable: HashSet<_> = marked.difference(marked_before).copied().collect();
+    let mut relies_on = written.rests_on.clone();
+    let mut missing = HashSet::new();
+    if !held {
+        relies_on.extend(&written.packs);
+        missing = repo.index.packs()?.into_keys().chain(relies_on.iter().copied()).collect();
+        for (id, _) in repo.list(Kind::Directory)? {
+            missing.remove(&id);
+        }
+        unusable.extend(&missing);
+    }
+    if unusable.is_empty() {
         return Ok(());
     }
-    let rescue = in_danger(repo, &written.rests_on, &fresh)?;
-    if !rescue.is_empty() {
-        written.bytes_stored += copy_packs(repo, &rescue, write)?;
+    let needed = needed(repo, &relies_on, &unusable)?;
+    let overtaken = |packs| SnapshotError::Overtaken { packs };
+    let gone = needed.packs.intersection(&missing).count() + needed.bases_gone;
+    if gone > 0 {
+        return Err(overtaken(gone));
+    }
+    if !needed.packs.is_empty() {
+        let (copied, bytes_stored) = match copy_packs(repo, &needed.packs, write) {
+            Err(PipelineError::Repo(RepoError::Backend(BackendError::NotFound { .. }))) => return Err(overtaken(1)),
+            other => other?,
+        };
+        // Prune takes a pack out of the index before it deletes it.
+        if copied < needed.packs.len() {
+            return Err(overtaken(needed.packs.len() - copied));
+        }
+        written.bytes_stored += bytes_stored;
     }
     Ok(())
 }
 
-fn missing_packs(repo: &Repository, packs: &HashSet<ObjectId>) -> Result<usize, RepoError> {
-    let mut missing = packs.clone();
-    for (id, _) in repo.list(Kind::Directory)? {
-        missing.remove(&id);
-    }
-    Ok(missing.len())
+/// What a snapshot cannot do without.
+struct Needed {
+    /// Packs.
+    packs: HashSet<ObjectId>,
+    /// Bases that are in no pack the index lists.
+    bases_gone: usize,
 }
 
-/// Packs among `marked` that the snapshot rests on: itself, or through the bases of blobs in such packs.
-fn in_danger(
-    repo: &Repository,
-    rests_on: &HashSet<ObjectId>,
-    marked: &HashSet<ObjectId>,
-) -> Result<HashSet<ObjectId>, RepoError> {
-    let mut needed = rests_on.clone();
+/// Packs among `unusable` that the snapshot needs: it relies on them, or on blobs whose bases are only there.
+fn needed(repo: &Repository, relies_on: &HashSet<ObjectId>, unusable: &HashSet<ObjectId>) -> Result<Needed, RepoError> {
+    let mut needed = relies_on.clone();
     loop {
-        let mut more = HashSet::new();
+        let (mut more, mut bases_gone) = (HashSet::new(), 0);
         repo.index.each_pack(&mut |pack, _, blobs| {
             if needed.contains(&pack) {
                 let bases = blobs.iter().flat_map(|blob| &blob.contents.bases);
-                let kept = |base: &crate::id::ChunkId| repo.index.find(base, |pack| !marked.contains(pack)).is_some();
-                let lost = bases.filter(|base| !kept(&base.id));
-                more.extend(lost.filter_map(|base| repo.index.find(&base.id, |_| true)).map(|found| found.blob.pack));
+                let kept = |base: &ChunkId| repo.index.find(base, |pack| !unusable.contains(pack)).is_some();
+                for base in bases.filter(|base| !kept(&base.id)) {
+                    match repo.index.find(&base.id, |_| true) {
+                        Some(found) => more.extend([found.blob.pack]),
+                        None => bases_gone += 1,
+                    }
+                }
             }
             Ok(())
         })?;
         let before = needed.len();
         needed.extend(more);
         if needed.len() == before {
-            return Ok(needed.intersection(marked).copied().collect());
+            return Ok(Needed { packs: needed.intersection(unusable).copied().collect(), bases_gone });
         }
     }
 }
 
-/// Copies the blobs of packs, unopened, into new packs. Returns the bytes that were stored.
-fn copy_packs(repo: &Arc<Repository>, packs: &HashSet<ObjectId>, write: WriteOptions) -> Result<u64, PipelineError> {
+/// Copies the blobs of packs that the index lists, unopened, into new packs. Returns how many there were, and the bytes
+/// that were stored.
+fn copy_packs(
+    repo: &Arc<Repository>,
+    packs: &HashSet<ObjectId>,
+    write: WriteOptions,
+) -> Result<(usize, u64), PipelineError> {
     let (pending, added) = (Arc::<Pending>::default(), Arc::<Added>::default());
+    let mut copied = 0;
     let packer = Packer::start(repo.clone(), pending, added.clone(), None, 1, write.level);
     repo.index.each_pack(&mut |pack, _, blobs| {
         if !packs.contains(&pack) {
             return Ok(());
         }
+        copied += 1;
         for blob in blobs {
             let range = u64::from(blob.offset)..u64::from(blob.offset) + u64::from(blob.stored);
             let stored = repo.backend.get(&pack_name(&pack), Some(range))?;
-            packer.push(Blob::Sealed { contents: blob.contents, stored }).map_err(|error| match error {
-                PipelineError::Repo(error) => error,
-                other => RepoError::Refused { detail: other.to_string() },
-            })?;
+            // Once storing has stopped, `finish` says why.
+            if packer.push(Blob::Sealed { contents: blob.contents, stored }).is_err() {
+                break;
+            }
         }
         Ok(())
     })?;
     packer.finish()?;
-    Ok(added.bytes_stored.load(std::sync::atomic::Ordering::Relaxed))
+    Ok((copied, added.bytes_stored.load(std::sync::atomic::Ordering::Relaxed)))
 }

@@ -3,9 +3,11 @@
 //! Protocol: format-spec/records.md.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::backend::BackendError;
@@ -16,70 +18,139 @@ use crate::seal::keys::Kind;
 
 /// How long a lease holds after the store took it in.
 pub const LEASE_HOLDS: SignedDuration = SignedDuration::from_hours(3);
-/// When a running backup puts a new one.
+/// When a running backup or prune puts a new one.
 pub const LEASE_RENEW: Duration = Duration::from_secs(3600);
+/// A lease that is not renewed is given up this long before it runs out: the store's clock may run faster than ours.
+const LEASE_MARGIN: Duration = Duration::from_secs(1800);
+/// How often the age of a lease is looked at. A host that slept looks again soon after it woke.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// The lease of a running backup or prune. Deleted when dropped.
-pub struct HeldLease<'r> {
-    repo: &'r Repository,
+/// The lease of a running backup or prune. A thread of its own renews it, however long the run hears nothing from its
+/// source. Deleted when dropped.
+pub struct HeldLease {
+    held: Arc<Held>,
+    renewer: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+struct Held {
+    repo: Arc<Repository>,
     host: String,
     prune: bool,
     began: Timestamp,
-    current: Mutex<(ObjectId, std::time::Duration)>,
+    current: Mutex<Current>,
 }
 
-impl<'r> HeldLease<'r> {
+struct Current {
+    id: ObjectId,
+    /// Time since boot when it was sent.
+    sent: Duration,
+    /// The one before, if it is still in the store.
+    before: Option<ObjectId>,
+    /// It had run out before a new one was put.
+    lapsed: bool,
+}
+
+impl HeldLease {
     /// Puts a lease. Read the marks after it, the index after them.
-    pub fn take(repo: &'r Repository, host: &str) -> Result<Self, RepoError> {
+    pub fn take(repo: &Arc<Repository>, host: &str) -> Result<Self, RepoError> {
         Self::put(repo, host, false)
     }
 
     /// Puts the lease of a prune: it keeps no packs, and other prunes keep away while it holds.
-    pub fn take_for_prune(repo: &'r Repository, host: &str) -> Result<Self, RepoError> {
+    pub fn take_for_prune(repo: &Arc<Repository>, host: &str) -> Result<Self, RepoError> {
         Self::put(repo, host, true)
     }
 
-    fn put(repo: &'r Repository, host: &str, prune: bool) -> Result<Self, RepoError> {
+    fn put(repo: &Arc<Repository>, host: &str, prune: bool) -> Result<Self, RepoError> {
+        let sent = since_boot();
         let saved = put_lease(repo, host, prune, None)?;
-        let current = Mutex::new((saved.id, since_boot()));
-        Ok(Self { repo, host: host.to_owned(), prune, began: saved.receipt.store_time, current })
+        let current = Mutex::new(Current { id: saved.id, sent, before: None, lapsed: false });
+        let held = Held { repo: repo.clone(), host: host.to_owned(), prune, began: saved.receipt.store_time, current };
+        let held = Arc::new(held);
+        let (stop, stopped) = bounded::<()>(0);
+        let (every, ticking) = (LOOK_EVERY.min(repo.pace.lease_renew / 4), held.clone());
+        let work = move || {
+            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                // The next look tries again; whoever holds it learns from `renew` whether that was in time.
+                if let Err(error) = ticking.renew_if_old() {
+                    tracing::warn!("the lease of this run cannot be renewed now: {error}");
+                }
+            }
+        };
+        let renewer = std::thread::Builder::new().name("lease".to_owned()).spawn(work);
+        // Without a thread it is renewed where the run asks whether it holds.
+        let renewer = renewer.inspect_err(|error| tracing::warn!("no thread to renew the lease: {error}")).ok();
+        Ok(Self { held, renewer: renewer.map(|thread| (stop, thread)) })
     }
 
     /// The store's time when it took the first lease in.
     pub fn began(&self) -> Timestamp {
-        self.began
+        self.held.began
     }
 
     /// The object that stands for it now.
     pub fn id(&self) -> ObjectId {
-        self.current.lock().expect("no code panics while it holds this lock").0
+        self.held.current().id
     }
 
-    /// Puts a new lease if this one is older than [`LEASE_RENEW`]. Returns false if it had run out meanwhile: whoever held
-    /// it must make sure that what it rests on is still there.
+    /// Whether it holds now and has held since [`renew`](Self::renew) was last asked. Does not ask the store.
+    pub fn holds(&self) -> bool {
+        let current = self.held.current();
+        !current.lapsed && self.held.covers(since_boot().saturating_sub(current.sent))
+    }
+
+    /// Puts a new lease if this one is due. Returns false if it ran out at any time since this was last asked: whoever
+    /// holds it must make sure that what it rests on is still there.
     pub fn renew(&self) -> Result<bool, RepoError> {
-        let mut current = self.current.lock().expect("no code panics while it holds this lock");
-        // Time since boot goes on while the host sleeps.
-        let age = since_boot().saturating_sub(current.1);
-        if age < LEASE_RENEW {
-            return Ok(true);
-        }
-        let old = current.0;
-        *current = (put_lease(self.repo, &self.host, self.prune, Some(self.began))?.id, since_boot());
-        // The margin covers a clock of the store that runs faster than ours.
-        let held = age + LEASE_RENEW / 2 < Duration::try_from(LEASE_HOLDS).expect("hours fit");
-        let _ = self.repo.backend.delete(&object_name(Kind::Lease, &old));
-        Ok(held)
+        self.held.renew_if_old()?;
+        Ok(!std::mem::take(&mut self.held.current().lapsed))
     }
 }
 
-impl Drop for HeldLease<'_> {
+impl Drop for HeldLease {
     fn drop(&mut self) {
-        let current = self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // A store that denies deletes keeps it until it runs out.
-        if let Err(error) = self.repo.backend.delete(&object_name(Kind::Lease, &current.0)) {
-            tracing::debug!("the lease stays until it runs out: {error}");
+        if let Some((stop, thread)) = self.renewer.take() {
+            drop(stop);
+            let _ = thread.join();
         }
+        let current = self.held.current();
+        for id in current.before.iter().chain([&current.id]) {
+            // A store that denies deletes keeps it until it runs out.
+            if let Err(error) = self.held.repo.backend.delete(&object_name(Kind::Lease, id)) {
+                tracing::debug!("the lease stays until it runs out: {error}");
+            }
+        }
+    }
+}
+
+impl Held {
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a lease that was sent this long ago holds.
+    fn covers(&self, age: Duration) -> bool {
+        SignedDuration::try_from(age + LEASE_MARGIN).is_ok_and(|age| age < self.repo.pace.lease_holds)
+    }
+
+    fn renew_if_old(&self) -> Result<(), RepoError> {
+        let mut current = self.current();
+        // Time since boot goes on while the host sleeps.
+        if since_boot().saturating_sub(current.sent) < self.repo.pace.lease_renew {
+            return Ok(());
+        }
+        let sent = since_boot();
+        let id = put_lease(&self.repo, &self.host, self.prune, Some(self.began))?.id;
+        // From when the old one can have been taken in at the earliest to when the new one can have been at the latest.
+        let uncovered = since_boot().saturating_sub(current.sent);
+        current.lapsed |= !self.covers(uncovered);
+        current.sent = sent;
+        let old = std::mem::replace(&mut current.id, id);
+        // The one just replaced stays until the next time: a listing under way may not have the new one.
+        if let Some(id) = current.before.replace(old) {
+            let _ = self.repo.backend.delete(&object_name(Kind::Lease, &id));
+        }
+        Ok(())
     }
 }
 
@@ -141,7 +212,7 @@ impl ListedLease {
         let (lease, boot) = (&self.lease, boot_id());
         let here = lease.host_id == repo.host_id && !boot.is_empty();
         let gone = here && (lease.boot_id != boot || process_start(lease.pid) != Some(lease.pid_start));
-        !gone && now.duration_since(self.stored) < LEASE_HOLDS
+        !gone && now.duration_since(self.stored) < repo.pace.lease_holds
     }
 }
 
