@@ -310,3 +310,29 @@ fn an_index_object_that_was_replaced_before_its_writer_noted_it_is_not_added() {
     assert!(!other.add_to_index(&id, &index).unwrap());
     assert!(other.index.packs().unwrap().is_empty());
 }
+
+#[test]
+fn a_restore_that_began_before_a_prune_finds_bases_that_were_moved() {
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    let first = items(&[("i", noise(1, MB)), ("lost", noise(2, MB))]);
+    let old = backup_ago(&repo, "n", &first, 1);
+    let mut edited = noise(1, MB);
+    for at in (0..MB).step_by(200_000) {
+        edited[at] ^= 1;
+    }
+    let second = items(&[("i", edited)]);
+    let kept = backup(&repo, "n", &second);
+    let mut resting = 0;
+    repo.index
+        .each_pack(&mut |_, _, blobs| {
+            resting += blobs.iter().filter(|blob| !blob.contents.bases.is_empty()).count();
+            Ok(())
+        })
+        .unwrap();
+    assert!(resting > 0, "the second backup is stored against the first");
+    let reader = lab.open("b");
+    forget_one(&repo, &old.id.hex());
+    assert_eq!(prune_now(&repo, 100).packs_repack, 1, "what both share is copied, and its first pack deleted");
+    assert!(restore(&reader, &kept.id).unwrap() == second);
+}

@@ -320,11 +320,13 @@ impl Reader {
         Ok(out)
     }
 
-    /// A chunk from another pack than the one of `bad`, if there is a good copy.
+    /// A chunk from another pack than the one of `bad`, if there is a good copy; or from there, if what it rests on is found
+    /// now.
     fn chunk_elsewhere(&self, opener: &mut Opener, entry: &ChunkEntry, bad: &BlobRow) -> Option<Bytes> {
         // Prune may have moved it since the index was loaded.
         self.repo.load_index(&Progress::default()).ok()?;
-        let found = self.repo.index.find(&entry.id, |pack| *pack != bad.pack)?;
+        let index = &self.repo.index;
+        let found = index.find(&entry.id, |pack| *pack != bad.pack).or_else(|| index.find(&entry.id, |_| true))?;
         let plaintext = self.fetch_and_open(opener, &found.blob, 0).ok()?;
         let range = found.blob.range_of(&(found.position..found.position + 1));
         (found.blob.contents.chunks[found.position] == *entry).then_some((plaintext, range))
