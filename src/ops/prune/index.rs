@@ -1,0 +1,124 @@
+//! Index objects without the packs that go: written and proved before those they replace are deleted.
+
+use std::collections::HashSet;
+
+use super::PruneError;
+use super::execute::Run;
+use crate::format::index::{Index, PackIndex};
+use crate::id::ObjectId;
+use crate::limits::{INDEX_BYTES_TARGET, INDEX_CHUNKS_MAX};
+use crate::repo::{RepoError, object_name};
+use crate::seal::keys::Kind;
+
+/// Small index objects are merged once there are this many.
+const SMALL_OBJECTS_MAX: usize = 8;
+
+impl Run<'_> {
+    pub(super) fn add_to_listing(&mut self, id: ObjectId, index: &Index) {
+        let chunks = index.packs.iter().flat_map(|pack| &pack.directory).map(|blob| blob.contents.chunks.len()).sum();
+        self.listing.insert(id, (index.packs.iter().map(|pack| pack.pack).collect(), chunks));
+    }
+
+    /// Replaces index objects that list any of `unlist` by objects without those packs. Small ones are merged where an
+    /// object is written anyway, and to `tidy` if there are many.
+    pub(super) fn rewrite_index(&mut self, unlist: &HashSet<ObjectId>, tidy: bool) -> Result<(), PruneError> {
+        let lists_some = |packs: &[ObjectId]| packs.is_empty() || packs.iter().any(|pack| unlist.contains(pack));
+        let mut old: Vec<ObjectId> =
+            self.listing.iter().filter(|(_, (packs, _))| lists_some(packs)).map(|(id, _)| *id).collect();
+        let is_small = |chunks: usize| chunks < INDEX_CHUNKS_MAX / 2;
+        let small: Vec<ObjectId> = self
+            .listing
+            .iter()
+            .filter(|(_, (packs, chunks))| !lists_some(packs) && is_small(*chunks))
+            .map(|(id, _)| *id)
+            .collect();
+        let stays = |id: &ObjectId| self.listing[id].0.iter().any(|pack| !unlist.contains(pack));
+        // A run that has changed the index anyway leaves it tidy.
+        let many = if self.report.index_objects_replaced > 0 { 2 } else { SMALL_OBJECTS_MAX };
+        if old.iter().any(stays) || (tidy && small.len() >= many) {
+            old.extend(small);
+        }
+        if old.is_empty() {
+            return Ok(());
+        }
+        self.still_ours()?;
+        let mut seen: HashSet<ObjectId> = unlist.clone();
+        for (id, (packs, _)) in &self.listing {
+            if !old.contains(id) {
+                seen.extend(packs);
+            }
+        }
+        let mut new: Vec<(ObjectId, Index)> = Vec::new();
+        let mut full: Option<Index> = None;
+        let mut filling = Filling::default();
+        for id in &old {
+            for pack in self.repo.load_index_object(id)?.packs {
+                if !seen.insert(pack.pack) {
+                    continue;
+                }
+                if filling.is_full() {
+                    let next = std::mem::take(&mut filling).index;
+                    if let Some(index) = full.replace(next) {
+                        new.push((self.repo.save(Kind::Index, &index.encode())?.id, index));
+                    }
+                }
+                filling.add(pack);
+            }
+        }
+        let last = std::mem::take(&mut filling).index;
+        if let Some(index) = full.filter(|_| !last.packs.is_empty()) {
+            new.push((self.repo.save(Kind::Index, &index.encode())?.id, index));
+        }
+        if !last.packs.is_empty() {
+            // Only the last one says what all of them take the place of: before it is there, nothing is lost.
+            let index = Index { supersedes: old.clone(), packs: last.packs };
+            new.push((self.repo.save(Kind::Index, &index.encode())?.id, index));
+        }
+        // Proved by the store's own answer before anything is deleted.
+        for (id, index) in &new {
+            if self.repo.load_index_object(id)? != *index {
+                let name = object_name(Kind::Index, id);
+                return Err(RepoError::Damaged { name, detail: "it is not what was put".to_owned() }.into());
+            }
+        }
+        if let Err(lapsed) = self.still_ours() {
+            for (id, _) in &new {
+                self.repo.backend.delete(&object_name(Kind::Index, id))?;
+            }
+            return Err(lapsed);
+        }
+        for (id, index) in &new {
+            self.add_to_listing(*id, index);
+        }
+        for id in &old {
+            self.repo.backend.delete(&object_name(Kind::Index, id))?;
+            self.listing.remove(id);
+            self.report.index_objects_replaced += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Packs gathered for one index object.
+#[derive(Default)]
+struct Filling {
+    index: Index,
+    chunks: usize,
+    bytes: usize,
+}
+
+impl Filling {
+    fn is_full(&self) -> bool {
+        self.chunks >= INDEX_CHUNKS_MAX || self.bytes >= INDEX_BYTES_TARGET
+    }
+
+    fn add(&mut self, pack: PackIndex) {
+        let contents = pack.directory.iter().map(|blob| &blob.contents);
+        for blob in contents {
+            self.chunks += blob.chunks.len();
+            self.bytes += 14 + 36 * (blob.chunks.len() + blob.bases.len());
+        }
+        self.bytes += 40;
+        self.index.packs.push(pack);
+    }
+}

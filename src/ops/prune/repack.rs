@@ -1,0 +1,186 @@
+//! Copies what lives in packs that are partly dead: whole blobs as they are, the rest of others sealed anew.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::execute::Run;
+use super::plan::CLAIMED;
+use super::{Fate, PruneError};
+use crate::format::manifest::ChunkEntry;
+use crate::format::pack::{BlobContents, BlobKind, decode_directory, directory_range};
+use crate::id::ObjectId;
+use crate::limits::{BLOB_BYTES_TARGET, BLOB_CHUNKS_MAX};
+use crate::ops::holdings::{Holdings, prefix_of};
+use crate::pipeline::PipelineError;
+use crate::pipeline::packer::{Added, Blob, Packer, Pending};
+use crate::pipeline::read::Reader;
+use crate::progress::Cancelled;
+use crate::repo::index::BlobRow;
+use crate::repo::{RepoError, Repository, damaged, pack_name};
+use crate::seal::blob::Opener;
+use crate::seal::boxed::open_object;
+use crate::seal::keys::Kind;
+
+impl Run<'_> {
+    /// Copies what lives in packs that are partly dead, and returns those packs: now nothing in them is needed.
+    pub(super) fn repack(&mut self) -> Result<Vec<ObjectId>, PruneError> {
+        let mut sources = Vec::new();
+        let fates = self.survey.fates.iter().enumerate();
+        let numbers: Vec<usize> = fates.filter(|(_, fate)| **fate == Fate::Repack).map(|(number, _)| number).collect();
+        if numbers.is_empty() {
+            return Ok(sources);
+        }
+        self.progress.phase("copying what is in use");
+        self.progress.add_items_total(numbers.len() as u64);
+        let added = Arc::<Added>::default();
+        let (sealers, level) = (self.options.sealers, self.options.level);
+        let packer = Packer::start(self.repo.clone(), Arc::<Pending>::default(), added.clone(), None, sealers, level);
+        let reader = Reader::new(self.repo.clone(), 1, self.progress.clone());
+        let mut copier = Copier {
+            repo: self.repo,
+            holdings: &self.survey.holdings,
+            reader: &reader,
+            packer: &packer,
+            opener: Opener::default(),
+            gathered: [Gathered::new(BlobKind::Data), Gathered::new(BlobKind::Meta)],
+        };
+        for number in numbers {
+            if self.progress.is_cancelled() {
+                return Err(Cancelled.into());
+            }
+            let pack = &self.survey.holdings.packs[number];
+            match copier.copy(number) {
+                Ok(()) => sources.push(pack.id),
+                Err(PipelineError::Stopped) => break,
+                Err(PipelineError::Repo(error)) if crate::ops::holdings::is_damage(&error) => {
+                    self.report.damaged.push(error.to_string());
+                }
+                Err(error) => return Err(error.into()),
+            }
+            self.progress.add_items(1);
+        }
+        let flushed = copier.flush();
+        packer.finish()?;
+        flushed?;
+        self.report.bytes_copied += added.bytes_stored.load(Relaxed);
+
+        // What index objects now say elsewhere, as the store has them.
+        for (id, _) in self.repo.list(Kind::Index)? {
+            if self.listing.contains_key(&id) {
+                continue;
+            }
+            let index = self.repo.load_index_object(&id)?;
+            let chunks = index.packs.iter().flat_map(|pack| &pack.directory).flat_map(|blob| &blob.contents.chunks);
+            self.fresh.extend(chunks.map(|chunk| prefix_of(&chunk.id)));
+            self.add_to_listing(id, &index);
+        }
+        self.fresh.sort_unstable();
+        self.fresh.dedup();
+        let gone: HashSet<ObjectId> = sources.iter().copied().collect();
+        let holdings = &self.survey.holdings;
+        for (position, chunk) in holdings.chunks().iter().enumerate() {
+            let pack = &holdings.packs[holdings.pack_of(position) as usize].id;
+            let needed = holdings.flags[position] & CLAIMED != 0 && gone.contains(pack);
+            if needed && self.fresh.binary_search(&chunk.prefix()).is_err() {
+                let detail = "a chunk of it was not copied: nothing more was removed".to_owned();
+                return Err(RepoError::Damaged { name: pack_name(pack), detail }.into());
+            }
+        }
+        for pack in &sources {
+            self.dead.insert(*pack, self.survey.stored[pack].0);
+        }
+        Ok(sources)
+    }
+}
+
+/// Chunks of blobs that are partly dead, gathered into new ones.
+struct Gathered {
+    contents: BlobContents,
+    plaintext: Vec<u8>,
+}
+
+impl Gathered {
+    fn new(kind: BlobKind) -> Self {
+        let contents = BlobContents { kind, depth: 0, chunks: Vec::new(), bases: Vec::new() };
+        Self { contents, plaintext: Vec::new() }
+    }
+}
+
+/// Copies packs into a packer.
+struct Copier<'a> {
+    repo: &'a Arc<Repository>,
+    holdings: &'a Holdings,
+    reader: &'a Reader,
+    packer: &'a Packer,
+    opener: Opener,
+    gathered: [Gathered; 2],
+}
+
+impl Copier<'_> {
+    fn copy(&mut self, number: usize) -> Result<(), PipelineError> {
+        let pack = &self.holdings.packs[number];
+        let name = pack_name(&pack.id);
+        let bytes = self.repo.backend.get(&name, None).map_err(RepoError::from)?;
+        // Blobs are copied unopened: so the whole is compared first, or damage would get a name of its own.
+        if ObjectId::of(&bytes) != pack.id {
+            return Err(RepoError::Damaged { name, detail: "its bytes do not hash to its name".to_owned() }.into());
+        }
+        let format = |source| RepoError::Format { name: name.clone(), source };
+        let range = directory_range(bytes.len() as u64, &bytes).map_err(format)?;
+        let sealed = &bytes[range.start as usize..range.end as usize];
+        let directory =
+            open_object(&self.repo.keys, Kind::Directory, sealed).map_err(|error| damaged(&name, &error))?;
+        if blake3::hash(&directory) != pack.directory {
+            return Err(RepoError::Damaged { name, detail: "the index says something else of it".to_owned() }.into());
+        }
+        for (blob, entry) in pack.blobs.clone().zip(decode_directory(&directory).map_err(format)?) {
+            let contents = &entry.contents;
+            let live: Vec<bool> = contents.chunks.iter().map(|chunk| self.is_claimed(chunk, blob)).collect();
+            let stored = bytes.slice(entry.offset as usize..(entry.offset + entry.stored) as usize);
+            if live.iter().all(|live| *live) {
+                self.packer.push(Blob::Sealed { contents: entry.contents, stored })?;
+            } else if live.contains(&true) {
+                let row =
+                    BlobRow { pack: pack.id, offset: entry.offset, stored: entry.stored, contents: entry.contents };
+                self.copy_part(&row, &stored, &live)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_claimed(&self, entry: &ChunkEntry, blob: u32) -> bool {
+        let holdings = self.holdings;
+        holdings
+            .find(prefix_of(&entry.id))
+            .any(|at| holdings.chunks()[at].blob == blob && holdings.flags[at] & CLAIMED != 0)
+    }
+
+    fn copy_part(&mut self, row: &BlobRow, stored: &[u8], live: &[bool]) -> Result<(), PipelineError> {
+        let plaintext = self.reader.open(&mut self.opener, row, stored, 0)?;
+        for (position, _) in live.iter().enumerate().filter(|(_, live)| **live) {
+            let gathered = &mut self.gathered[row.contents.kind as usize - 1];
+            let range = row.range_of(&(position..position + 1));
+            gathered.plaintext.extend_from_slice(&plaintext[range]);
+            gathered.contents.chunks.push(row.contents.chunks[position]);
+            if gathered.plaintext.len() >= BLOB_BYTES_TARGET || gathered.contents.chunks.len() >= BLOB_CHUNKS_MAX {
+                self.flush_kind(row.contents.kind)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush_kind(&mut self, kind: BlobKind) -> Result<(), PipelineError> {
+        let Gathered { contents, plaintext } =
+            std::mem::replace(&mut self.gathered[kind as usize - 1], Gathered::new(kind));
+        if contents.chunks.is_empty() {
+            return Ok(());
+        }
+        self.packer.push(Blob::Plain { contents, plaintext, candidates: Vec::new() })
+    }
+
+    fn flush(&mut self) -> Result<(), PipelineError> {
+        self.flush_kind(BlobKind::Data)?;
+        self.flush_kind(BlobKind::Meta)
+    }
+}
