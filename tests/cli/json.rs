@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::harness::{Done, Home, files_below, skipped};
 
 /// Sizes of what is stored depend on the repository's key, and on zstd; some count what vault itself adds, such as times.
-const STORED: [&str; 19] = [
+const STORED: [&str; 18] = [
     "bytes_alone",
     "bytes_alone_stored",
     "bytes_copied",
@@ -29,7 +29,6 @@ const STORED: [&str; 19] = [
     "packs_unlisted_bytes",
     "packs_waiting_bytes",
     "ratio",
-    "seconds",
     "unused_bytes",
 ];
 
@@ -95,7 +94,7 @@ impl<'h> Normal<'h> {
             Value::Array(values) if key == "mtime" && values.len() == 2 => "[time]".into(),
             Value::Array(values) => values.iter().map(|value| self.value(key, value)).collect(),
             Value::Number(number) if STORED.contains(&key) && number.as_f64() != Some(0.0) => format!("[{key}]").into(),
-            Value::Number(_) if ["uid", "gid", "pages", "xmin"].contains(&key) => format!("[{key}]").into(),
+            Value::Number(_) if ["pages", "seconds", "uid", "gid", "xmin"].contains(&key) => format!("[{key}]").into(),
             Value::String(text) if ["lsn", "snapshot", "system", "server", "pg_dump"].contains(&key) => {
                 assert!(!text.is_empty(), "{key} says nothing");
                 format!("[{key}]").into()
