@@ -38,7 +38,7 @@ fuzz_target!(|data: &[u8]| {
             0 => client.query("SELECT").map(|_| ()),
             1 => client.execute("UPDATE").map(|_| ()),
             2 => client.copy_out("COPY", &mut |_| Ok(())).map(|_| ()),
-            _ => client.copy_in("COPY", &mut |_| Ok(0)).map(|_| ()),
+            _ => client.copy_in("COPY", &mut |to| to.write_all(b"1\n")).map(|_| ()),
         };
     });
 });
