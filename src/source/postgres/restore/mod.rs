@@ -1,9 +1,9 @@
 //! Databases back into a server.
 //!
-//! Order: roles, the database, a mark that it is incomplete, pre-data, tables side by side, sequences, large objects,
-//! indexes and constraints side by side, the rest of post-data, ANALYZE; then, in one transaction, the database's own
-//! settings and event triggers come and the mark goes. Steps are recorded in the transaction that does them, so a restore
-//! that broke off goes on where it stood.
+//! Order: roles, the database, a mark that it is incomplete, pre-data, tables side by side and on those that are loaded
+//! indexes, keys and ANALYZE; sequences, large objects, foreign keys side by side, the rest of post-data, the rest of
+//! ANALYZE; then, in one transaction, the database's own settings and event triggers come and the mark goes. Steps are
+//! recorded in the transaction that does them, so a restore that broke off goes on where it stood.
 
 mod data;
 mod globals;
