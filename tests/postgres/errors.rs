@@ -345,10 +345,10 @@ fn bytes_that_differ_are_not_committed() {
     let into = server.database_name();
     let options = restore_options(&server.settings, &into);
 
-    kept.change(&path, |bytes| bytes[100] ^= 1);
+    kept.damage(&path, |bytes| bytes[100] ^= 1);
     let text = fails(
         restore(&options, &kept, &Progress::default()).map(|_| Kept::default()),
-        ErrorKind::RestoreTarget,
+        ErrorKind::Items,
         &["public.big", "hash", "--resume", "--clean"],
     );
     assert!(text.contains(&into), "{text}");
@@ -369,7 +369,7 @@ fn bytes_that_differ_are_not_committed() {
         &["0123abcd", "--clean"],
     );
 
-    kept.change(&path, |bytes| *bytes = good.into_bytes());
+    kept.damage(&path, |bytes| *bytes = good.into_bytes());
     let resume = RestoreOptions { resume: true, ..options };
     let report = restore(&resume, &kept, &Progress::default()).unwrap_or_else(|e| panic!("{}", said(&e)));
     assert_eq!(report.databases[0].tables.len(), 2, "tables done before are in the report too");

@@ -29,8 +29,16 @@ impl Kept {
         String::from_utf8_lossy(bytes).into_owned()
     }
 
-    /// Changes the bytes of an item behind the back of its hash.
+    /// Changes an item.
     pub fn change(&self, path: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        self.damage(path, change);
+        let mut items = self.items.lock().unwrap();
+        let (item, bytes) = items.values_mut().find(|(item, _)| item.path == path).expect("there is such an item");
+        (item.bytes, item.hash) = (bytes.len() as u64, blake3::hash(bytes).to_hex().to_string());
+    }
+
+    /// Changes the bytes of an item behind the back of its hash.
+    pub fn damage(&self, path: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut items = self.items.lock().unwrap();
         change(&mut items.values_mut().find(|(item, _)| item.path == path).expect("there is such an item").1);
     }
@@ -114,6 +122,12 @@ impl ItemSource for Kept {
             items.values().find(|(other, _)| other.path == item.path).expect("listed before").1.clone()
         };
         // In pieces that fit no row.
-        bytes.chunks(65_521).try_for_each(|piece| out.write_all(piece))
+        bytes.chunks(65_521).try_for_each(|piece| out.write_all(piece))?;
+        // As `ItemSource` promises.
+        if blake3::hash(&bytes).to_hex().as_str() == item.hash {
+            Ok(())
+        } else {
+            Err(io::Error::other("it does not hash to what was backed up"))
+        }
     }
 }

@@ -200,7 +200,6 @@ impl Export<'_> {
             table.copy_in(false).replacen("FROM STDIN", "FROM stdin", 1)
         ))?;
         copy(self.source, &table.item, self.out)?;
-        self.progress.add_bytes(table.item.bytes);
         self.say("\\.\n\n\n")
     }
 

@@ -375,8 +375,8 @@ impl DatabaseRestore<'_> {
         self.progress.add_bytes_total(tables.iter().map(|table| table.item.bytes).sum());
         for table in &tables {
             self.progress.doing(&format!("{}: {}", self.into, table.display()));
-            let (rows, hash) = self.copy_table(&mut client, table, false)?;
-            reports.push(super::data::report(table, rows, hash));
+            let rows = self.copy_table(&mut client, table, false)?;
+            reports.push(super::data::report(table, rows, table.item.hash.clone()));
         }
         if let Some(item) = self.database.sequences.as_ref().filter(|_| !self.options.schema_only) {
             client.execute(&self.sequence_statements(item)?.concat()).map_err(failed)?;

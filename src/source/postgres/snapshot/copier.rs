@@ -157,10 +157,7 @@ impl Copier<'_> {
 
     /// Copies into a stream; returns the rows.
     fn copy(&self, client: &mut Client, sql: &str, stream: &mut dyn ItemStream) -> Result<u64, QueryError> {
-        let copied = client.copy_out(sql, &mut |bytes| {
-            self.progress.add_bytes(bytes.len() as u64);
-            stream.write_all(bytes)
-        })?;
+        let copied = client.copy_out(sql, &mut |bytes| stream.write_all(bytes))?;
         Ok(copied.rows)
     }
 
