@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 
 use super::context::{Context, cores};
 use super::exit::Exit;
-use super::screen::{count, size};
+use super::screen::{many, size};
 use super::settings::{duration, share};
 use crate::ops::check::{CheckOptions, CheckReport, Finding, FindingKind, ReadData, Status, check};
 
@@ -84,21 +84,21 @@ fn print(context: &Context, report: &CheckReport) -> anyhow::Result<()> {
     let read = match report.packs_read {
         0 => "no data read, see --read-data".to_owned(),
         packs => format!(
-            "{} packs ({}) read, {} hashed again",
-            count(packs as u64),
+            "{} ({}) read, {} hashed again",
+            many(packs as u64, "pack"),
             size(report.packs_read_bytes),
             size(report.bytes_verified)
         ),
     };
     let found = match report.status {
         Status::Clean => "clean".to_owned(),
-        Status::Damaged => format!("damaged, {} findings", count(report.findings.len() as u64)),
+        Status::Damaged => format!("damaged, {}", many(report.findings.len() as u64, "finding")),
     };
     context.say(format!(
-        "{found}: {} backups with {} items, {} packs ({}); {read}",
-        count(report.backups as u64),
-        count(report.items),
-        count(report.packs as u64),
+        "{found}: {} with {}, {} ({}); {read}",
+        many(report.backups as u64, "backup"),
+        many(report.items, "item"),
+        many(report.packs as u64, "pack"),
         size(report.packs_bytes),
     ));
     let hints = report.findings.iter().filter_map(hint);
@@ -115,7 +115,7 @@ fn line_of(finding: &Finding) -> String {
     if finding.items_hit > 0 {
         let items: Vec<_> = finding.items.iter().take(5).map(|item| item.escape_debug().to_string()).collect();
         let more = if finding.items_hit > items.len() as u64 { ", ..." } else { "" };
-        line += &format!("; {} items: {}{more}", count(finding.items_hit), items.join(", "));
+        line += &format!("; {}: {}{more}", many(finding.items_hit, "item"), items.join(", "));
     }
     line
 }

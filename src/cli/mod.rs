@@ -5,7 +5,7 @@ macro_rules! exit_codes {
     () => {
         "Exit codes: 0 ok · 1 other failure · 2 usage · 3 backup not committed · 4 repository damaged · 5 dump failed · \
         6 restore target · 10 no repository · 11 busy · 12 wrong key · 13 rollback or identity mismatch · \
-        14 storage unreachable · 15 no space · 16 clock skew, prune refused · 130 stopped by Ctrl-C\n\n\
+        14 storage unreachable · 15 no space · 16 clock skew, prune refused · 130 stopped by Ctrl-C, 143 by SIGTERM\n\n\
         VAULT_REPO and VAULT_PASSWORD are enough to use a repository. With neither --repo nor VAULT_REPO it is a folder \
         in your data directory."
     };

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use jiff::SignedDuration;
 
 use super::context::{Context, cores};
-use super::screen::{count, lines_of, local_time, size, table};
+use super::screen::{count, lines_of, local_time, many, size, table};
 use super::settings::{duration, share};
 use crate::ops::prune::{Fate, PruneOptions, PruneReport, prune};
 use crate::ops::retention::{Decision, KeepRules};
@@ -148,10 +148,11 @@ fn print(context: &Context, report: &PruneReport) -> anyhow::Result<()> {
     }
     context.say(summary(report));
     if report.packs_waiting > 0 {
-        let until = report.waiting_until.map(|time| format!(" until {}", local_time(time))).unwrap_or_default();
+        let when =
+            report.waiting_until.map_or_else(|| "later".to_owned(), |time| format!("after {}", local_time(time)));
         context.say(format!(
-            "{} packs, {}, wait{until}: a later prune deletes them",
-            count(report.packs_waiting as u64),
+            "marked: {}, {}; a prune {when} deletes what is marked",
+            many(report.packs_waiting as u64, "pack"),
             size(report.packs_waiting_bytes)
         ));
     }
@@ -168,9 +169,9 @@ fn summary(report: &PruneReport) -> String {
         Err(_) => format!("-{}", size(report.bytes_freed.unsigned_abs())),
     };
     format!(
-        "{drops} {} backups of {}, {frees} {freed} of {}; {} in packs that are mostly alive stay unused",
+        "{drops} {} of {}, {frees} {freed} of {}; {} in packs that are mostly alive stay unused",
         count(report.backups_dropped as u64),
-        count((report.backups_dropped + report.backups_kept) as u64),
+        many((report.backups_dropped + report.backups_kept) as u64, "backup"),
         size(report.packs_bytes),
         size(report.unused_bytes),
     )

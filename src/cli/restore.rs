@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::context::{Context, cores};
 use super::exit::usage;
-use super::screen::{count, size};
+use super::screen::{many, size};
 use crate::ops::restore::SnapshotItems;
 use crate::repo::snapshots::{Snapshot, find};
 
@@ -182,7 +182,7 @@ fn validate(run: &Run<'_>) -> anyhow::Result<Outcome> {
     run.context.progress.add_bytes_total(run.snapshot.manifest.bytes);
     let (items, bytes) = run.items.validate()?;
     Ok(Outcome {
-        text: format!("{} items, {}: all there and unchanged, checked", count(items), size(bytes)),
+        text: format!("{}, {}: all there and unchanged, checked", many(items, "item"), size(bytes)),
         fields: json!({ "target": null, "items": items, "bytes": bytes }),
         ..Outcome::default()
     })

@@ -64,7 +64,7 @@ fn draw(progress: &Progress, stop: &AtomicBool) {
             bar.set_message(view.doing.clone());
             if view.bytes_total > 0 {
                 bar.set_style(style(
-                    "{elapsed_precise} [{bar:24}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} eta {eta} \
+                    "{elapsed_precise} [{bar:16}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} eta {eta} \
                      {wide_msg}",
                 ));
                 bar.set_length(view.bytes_total.max(view.bytes));
@@ -73,7 +73,7 @@ fn draw(progress: &Progress, stop: &AtomicBool) {
                 bar.set_style(style("{elapsed_precise} {spinner} {decimal_bytes} {decimal_bytes_per_sec} {wide_msg}"));
                 bar.set_position(view.bytes);
             } else if view.items_total > 0 {
-                bar.set_style(style("{elapsed_precise} [{bar:24}] {pos}/{len} eta {eta} {wide_msg}"));
+                bar.set_style(style("{elapsed_precise} [{bar:16}] {pos}/{len} eta {eta} {wide_msg}"));
                 bar.set_length(view.items_total.max(view.items));
                 bar.set_position(view.items);
             } else {
@@ -178,10 +178,43 @@ pub fn table(header: &[&str]) -> comfy_table::Table {
     table
 }
 
-/// A table as it is printed: without the spaces at the ends of its lines.
+/// `1 item`, `3,000 items`.
+pub fn many(number: u64, thing: &str) -> String {
+    format!("{} {thing}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
+/// Columns whose words may break, where a terminal is too narrow for a table.
+const BREAKABLE: [&str; 7] = ["NAME", "HOST", "TAGS", "LABEL", "TABLE", "WHY", "ROWS AND HASH"];
+
+/// A table as it is printed: without the spaces at the ends of its lines, and no wider than the terminal, if it goes there.
 pub fn lines_of(table: &comfy_table::Table) -> String {
-    let text = table.to_string();
-    let lines: Vec<_> = text.lines().map(|line| line.trim_end().strip_prefix(' ').unwrap_or(line)).collect();
+    let terminal = std::io::stdout().is_terminal().then(|| table.width()).flatten();
+    fitted(table, terminal.map(usize::from))
+}
+
+fn fitted(table: &comfy_table::Table, columns: Option<usize>) -> String {
+    let text = trimmed(&table.to_string());
+    match columns {
+        Some(columns) if text.lines().any(|line| line.chars().count() > columns) => {
+            let mut table = table.clone();
+            let header: Vec<_> =
+                table.header().into_iter().flat_map(|row| row.cell_iter().map(|cell| cell.content())).collect();
+            for (column, name) in table.column_iter_mut().zip(header) {
+                if !BREAKABLE.contains(&name.as_str()) {
+                    column.set_constraint(comfy_table::ColumnConstraint::ContentWidth);
+                }
+            }
+            table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+            // The first space of each line is taken off, and the last.
+            table.set_width(u16::try_from(columns + 2).unwrap_or(u16::MAX));
+            trimmed(&table.to_string())
+        }
+        _ => text,
+    }
+}
+
+fn trimmed(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end()).collect();
     lines.join("\n")
 }
 
@@ -193,6 +226,29 @@ pub fn local_time(time: jiff::Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_is_no_wider_than_the_terminal_and_breaks_names_only() {
+        let mut wide = table(&["id", "time", "name", "size"]);
+        let name = "db.example.com:5432/orders, customers and invoices";
+        wide.add_row(["60e08b95a412", "2026-11-21 20:24:15", name, "300.0 MB"]);
+        let whole = fitted(&wide, None);
+        assert!(whole.lines().nth(1).is_some_and(|line| line.contains(name)), "{whole}");
+        assert_eq!(fitted(&wide, Some(120)), whole);
+        let narrow = fitted(&wide, Some(70));
+        assert!(narrow.lines().all(|line| line.chars().count() <= 70) && narrow.lines().count() > 2, "{narrow}");
+        for word in ["60e08b95a412", "2026-11-21 20:24:15", "300.0 MB"] {
+            assert!(narrow.contains(word), "{narrow}");
+        }
+    }
+
+    #[test]
+    fn one_thing_is_one_thing() {
+        assert_eq!(
+            (many(1, "item"), many(0, "item"), many(3000, "item")),
+            ("1 item".into(), "0 items".into(), "3,000 items".into())
+        );
+    }
 
     #[test]
     fn a_line_of_the_log_says_how_far_how_fast_and_how_long() {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::{Map, Value, json};
 
 use super::context::Context;
-use super::screen::{count, local_time, size};
+use super::screen::{count, local_time, many, size};
 use super::snapshot::json_of;
 use crate::format::manifest::{Item, Manifest};
 use crate::ops::restore::SnapshotItems;
@@ -80,11 +80,11 @@ fn heading(snapshot: &Snapshot) -> String {
 }
 
 fn sizes(manifest: &Manifest) -> String {
-    let rows = if manifest.rows > 0 { format!(", {} rows", count(manifest.rows)) } else { String::new() };
+    let rows = if manifest.rows > 0 { format!(", {}", many(manifest.rows, "row")) } else { String::new() };
     format!(
-        "{} in {} items{rows}; new {}, stored {}",
+        "{} in {}{rows}; new {}, stored {}",
         size(manifest.bytes),
-        count(manifest.items),
+        many(manifest.items, "item"),
         size(manifest.bytes_new),
         size(manifest.bytes_stored)
     )

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::context::{Context, cores};
 use super::exit;
-use super::screen::{count, size};
+use super::screen::{many, size};
 use crate::ops::snapshot::{SnapshotOptions, snapshot};
 use crate::pipeline::snapshot::WriteOptions;
 use crate::repo::snapshots::Snapshot;
@@ -127,7 +127,7 @@ fn report(context: &Context, snapshot: &Snapshot) -> anyhow::Result<()> {
         context.warn(warning);
     }
     let ratio = manifest.bytes as f64 / manifest.bytes_stored.max(1) as f64;
-    let rows = if manifest.rows > 0 { format!(", {} rows", count(manifest.rows)) } else { String::new() };
+    let rows = if manifest.rows > 0 { format!(", {}", many(manifest.rows, "row")) } else { String::new() };
     context.say(format!(
         "read {}{rows}; new {}, stored {} ({ratio:.1}:1) in {:.1} s",
         size(manifest.bytes),

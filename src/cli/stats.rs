@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::context::Context;
-use super::screen::{count, lines_of, local_time, size, table};
+use super::screen::{count, lines_of, local_time, many, size, table};
 use crate::ops::stats::{BackupStats, StatsReport, stats};
 use crate::repo::snapshots::find;
 
@@ -88,8 +88,9 @@ fn print(context: &Context, report: &StatsReport, each: &[&BackupStats]) -> anyh
     }
     context.print(format!("\n{}", lines_of(&backups)))?;
     context.print(format!(
-        "\n{} backups hold {} ({} of it different) in {} ({:.1}:1); {} of that are unused until the next prune",
-        count(report.backups as u64),
+        "\n{} {} {} ({} of it different) in {} ({:.1}:1); {} of that are unused until the next prune",
+        many(report.backups as u64, "backup"),
+        if report.backups == 1 { "holds" } else { "hold" },
         size(report.bytes_logical),
         size(report.bytes_unique),
         size(report.bytes_stored),

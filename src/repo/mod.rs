@@ -34,9 +34,7 @@ pub enum RepoError {
     NoRepository { location: String },
     #[error("{location} already holds a repository (or part of one): choose another place, or use it as it is")]
     Exists { location: String },
-    #[error(
-        "none of the {slots} key slots opens with this password or key file: check VAULT_PASSWORD, --password-file, --key-file"
-    )]
+    #[error("{} with this password or key file: check VAULT_PASSWORD, --password-file, --key-file", no_slot_opens(.slots))]
     WrongKey { slots: usize },
     #[error("the repository uses {}, which this vault does not know: use vault {since} or newer to {action}", .names.join(", "))]
     Feature { names: Vec<String>, since: String, action: &'static str },
@@ -290,6 +288,13 @@ fn require_features(features: &[Feature], action: &'static str) -> Result<(), Re
             since,
             action,
         }),
+    }
+}
+
+fn no_slot_opens(slots: &usize) -> String {
+    match slots {
+        1 => "the one key slot does not open".to_owned(),
+        slots => format!("none of the {slots} key slots opens"),
     }
 }
 

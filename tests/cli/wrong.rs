@@ -16,7 +16,8 @@ fn no_repository_is_code_10_and_says_how_to_make_one() {
 #[test]
 fn a_wrong_password_is_code_12() {
     let home = Home::with_password();
-    home.run_with("VAULT_PASSWORD", "wrong", &["snapshots"]).fails(12, &["1 key slot", "VAULT_PASSWORD"]);
+    home.run_with("VAULT_PASSWORD", "wrong", &["snapshots"])
+        .fails(12, &["the one key slot does not open", "VAULT_PASSWORD"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Outcome, Run};
 use crate::cli::exit::usage;
-use crate::cli::screen::{count, size};
+use crate::cli::screen::{many, size};
 use crate::source::ItemSource;
 use crate::source::files::{FilesRestoreOptions, Overwrite, Symlinks, restore};
 
@@ -44,9 +44,9 @@ pub fn run(run: &Run<'_>) -> anyhow::Result<Outcome> {
     let report = restore(&options, run.items, &run.context.progress)?;
     Ok(Outcome {
         text: format!(
-            "restored {} files and {} folders, {}, into {}, verified,",
-            count(report.files),
-            count(report.folders),
+            "restored {} and {}, {}, into {}, verified,",
+            many(report.files, "file"),
+            many(report.folders, "folder"),
             size(report.bytes),
             target.display()
         ),

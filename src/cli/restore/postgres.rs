@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Outcome, Run};
 use crate::cli::exit;
-use crate::cli::screen::{count, lines_of, size, table};
+use crate::cli::screen::{count, lines_of, many, size, table};
 use crate::cli::settings::env;
 use crate::source::postgres::{
     Dsn, ExportOptions, RestoreOptions, RestoreReport, Settings, export_dir, export_sql, restore,
@@ -67,10 +67,10 @@ fn outcome(report: &RestoreReport, at: &str) -> Outcome {
     let names: Vec<_> = report.databases.iter().map(|database| database.into.as_str()).collect();
     Outcome {
         text: format!(
-            "restored {} into {at}: {} tables, {} rows, {}, compared with the snapshot,",
+            "restored {} into {at}: {}, {}, {}, compared with the snapshot,",
             names.join(", "),
-            count(tables().count() as u64),
-            count(rows),
+            many(tables().count() as u64, "table"),
+            many(rows, "row"),
             size(bytes),
         ),
         lines: vec![lines_of(&lines)],
