@@ -15,9 +15,9 @@
 //!
 //! With two sealers and two streams that sums up to 122 MiB, whatever the size of the database. What was measured is 77 MB for
 //! 869 MB and 145 MB for 5.6 GB (docs/performance.md): the second is more than this sum accounts for. Argon2id takes 64 MiB
-//! once, before any of these exists. A restore holds [`OPENED_BLOBS`] opened blobs and a window
-//! of four for each opener, below 80 MiB. A backup that compresses against an older one keeps that many opened blobs too, but
-//! reads with one thread.
+//! once, before any of these exists, and what is gathered for the local index ([`INDEX_LOAD_CHUNKS`]) 45 MiB. A restore holds
+//! [`OPENED_BLOBS`] opened blobs and a window of four for each opener, below 80 MiB. A backup that compresses against an
+//! older one keeps that many opened blobs too, but reads with one thread.
 
 /// Smallest, normal and largest chunk in bytes of the standard geometry (format-spec/chunking.md).
 pub const CHUNK_BYTES_MIN_STD: u32 = 16 << 10;
@@ -67,6 +67,9 @@ pub const INDEX_CHUNKS_MAX: usize = 48 << 10;
 /// An index object is also written when a pack has waited this long for one: a backup that is killed leaves no more than
 /// this to be stored again.
 pub const INDEX_PUT_EVERY: std::time::Duration = std::time::Duration::from_secs(300);
+/// Chunks of index objects that go into the local index together, 80 bytes each while they do: each time is a pass over all
+/// of its table of chunks.
+pub const INDEX_LOAD_CHUNKS: usize = 512 << 10;
 /// Plaintext of an index object that prune or repair writes, before one more pack goes into the next.
 pub const INDEX_BYTES_TARGET: usize = 4 << 20;
 

@@ -18,6 +18,7 @@ use crate::backend::BackendError;
 use crate::format::index::{Index, PackIndex};
 use crate::format::pack::BlobContents;
 use crate::id::{ChunkId, ObjectId};
+use crate::limits::INDEX_LOAD_CHUNKS;
 use crate::progress::Progress;
 use crate::repo::{RepoError, Repository, object_name, private_folder};
 use crate::seal::keys::{Keys, Kind};
@@ -231,7 +232,7 @@ impl LocalIndex {
 
     /// Adds what an index object says. The caller has the claim, and has seen the object in the store since.
     fn add_object(&self, id: &ObjectId, index: &Index) -> Result<(), RepoError> {
-        let added = self.lock().add_object(id, index, &self.keys);
+        let added = self.lock().add_objects(&[(*id, index.clone())], &self.keys);
         match added {
             Err(error) if !self.lock().in_memory => {
                 // A full disk costs the file, not the backup.
@@ -343,14 +344,28 @@ impl Inner {
         rows.collect()
     }
 
-    fn add_object(&mut self, id: &ObjectId, index: &Index, keys: &Keys) -> rusqlite::Result<()> {
+    /// Adds what index objects say, all of it or nothing.
+    fn add_objects(&mut self, objects: &[(ObjectId, Index)], keys: &Keys) -> rusqlite::Result<()> {
         let tx = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let supersedes: Vec<u8> = index.supersedes.iter().flat_map(|id| *id.as_bytes()).collect();
-        let sql = "INSERT OR IGNORE INTO objects (id, supersedes) VALUES (?, ?)";
-        if tx.execute(sql, params![id.as_bytes(), supersedes])? == 1 {
-            let object = tx.last_insert_rowid();
-            for pack in &index.packs {
-                add_pack(&tx, object, pack, keys)?;
+        let mut chunks = Vec::with_capacity(objects.iter().map(|(_, index)| chunks_in(index)).sum());
+        for (id, index) in objects {
+            let supersedes: Vec<u8> = index.supersedes.iter().flat_map(|id| *id.as_bytes()).collect();
+            let sql = "INSERT OR IGNORE INTO objects (id, supersedes) VALUES (?, ?)";
+            if tx.execute(sql, params![id.as_bytes(), supersedes])? == 1 {
+                let object = tx.last_insert_rowid();
+                for pack in &index.packs {
+                    add_pack(&tx, object, pack, keys, &mut chunks)?;
+                }
+            }
+        }
+        // In the order of the table: as they come, nearly every row would change another page of it, and five million
+        // chunks would write 40 GB.
+        chunks.sort_unstable();
+        {
+            let sql = "INSERT OR IGNORE INTO chunks (id, blob, position) VALUES (?, ?, ?)";
+            let mut insert = tx.prepare_cached(sql)?;
+            for (id, blob, position) in &chunks {
+                insert.execute(params![id, blob, position])?;
             }
         }
         tx.commit()
@@ -383,7 +398,21 @@ impl Inner {
     }
 }
 
-fn add_pack(tx: &rusqlite::Transaction<'_>, object: i64, pack: &PackIndex, keys: &Keys) -> rusqlite::Result<()> {
+/// A row of the table of chunks: id, blob, position.
+type ChunkRow = ([u8; 32], i64, u32);
+
+fn chunks_in(index: &Index) -> usize {
+    index.packs.iter().flat_map(|pack| &pack.directory).map(|entry| entry.contents.chunks.len()).sum()
+}
+
+/// Adds a pack and its blobs; the rows of their chunks go to `chunks`.
+fn add_pack(
+    tx: &rusqlite::Transaction<'_>,
+    object: i64,
+    pack: &PackIndex,
+    keys: &Keys,
+    chunks: &mut Vec<ChunkRow>,
+) -> rusqlite::Result<()> {
     tx.prepare_cached("INSERT INTO packs (id, object, bytes) VALUES (?, ?, ?)")?.execute(params![
         pack.pack.as_bytes(),
         object,
@@ -392,16 +421,14 @@ fn add_pack(tx: &rusqlite::Transaction<'_>, object: i64, pack: &PackIndex, keys:
     let number = tx.last_insert_rowid();
     let sql = "INSERT INTO blobs (pack, offset, stored, contents, check_value) VALUES (?, ?, ?, ?, ?)";
     let mut insert_blob = tx.prepare_cached(sql)?;
-    let mut insert_chunk = tx.prepare_cached("INSERT OR IGNORE INTO chunks (id, blob, position) VALUES (?, ?, ?)")?;
     for entry in &pack.directory {
         let mut contents = Vec::new();
         entry.contents.encode(&mut contents);
         let check = row_check(keys, &pack.pack, entry.offset, entry.stored, &contents);
         insert_blob.execute(params![number, entry.offset, entry.stored, contents, check])?;
         let blob = tx.last_insert_rowid();
-        for (position, chunk) in entry.contents.chunks.iter().enumerate() {
-            insert_chunk.execute(params![chunk.id.as_bytes(), blob, position as i64])?;
-        }
+        chunks
+            .extend((0..).zip(&entry.contents.chunks).map(|(position, chunk)| (*chunk.id.as_bytes(), blob, position)));
     }
     Ok(())
 }
@@ -540,6 +567,7 @@ impl Repository {
         let missing: Vec<_> = listed.iter().filter(|id| !known.contains_key(id)).collect();
         progress.add_items_total(missing.len() as u64);
         let mut unreadable = Vec::new();
+        let (mut gathered, mut gathered_chunks) = (Vec::new(), 0);
         for id in missing {
             let index = match self.load_index_object(id) {
                 // Replaced since the listing: what replaced it is found by the next load.
@@ -554,10 +582,17 @@ impl Repository {
                 }
                 other => other?,
             };
-            self.index.lock().add_object(id, &index, &self.keys)?;
-            supersedes.insert(*id, index.supersedes);
+            supersedes.insert(*id, index.supersedes.clone());
+            gathered_chunks += chunks_in(&index);
+            gathered.push((*id, index));
+            if gathered_chunks >= INDEX_LOAD_CHUNKS {
+                self.index.lock().add_objects(&gathered, &self.keys)?;
+                gathered.clear();
+                gathered_chunks = 0;
+            }
             progress.add_items(1);
         }
+        self.index.lock().add_objects(&gathered, &self.keys)?;
         let superseded: HashSet<_> = supersedes.values().flatten().collect();
         // A damaged one that was replaced (`vault repair index`) is nobody's loss.
         unreadable.retain(|(id, _)| !superseded.contains(id));
