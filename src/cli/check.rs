@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use super::context::{Context, cores};
 use super::exit::Exit;
 use super::screen::{many, size};
-use super::settings::{duration, share};
+use super::values::{duration, share};
 use crate::ops::check::{CheckOptions, CheckReport, Finding, FindingKind, ReadData, Status, check};
 
 /// Check that all that is stored is there and unchanged

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::exit::{self, Exit, StdoutError};
 use super::screen::Screen;
+use super::secret;
 use super::settings::{self, File, Global};
 use crate::backend::limit::{Limited, Rates};
 use crate::backend::location::{self, Location};
@@ -61,9 +62,9 @@ impl Context {
     /// Opens the repository.
     pub fn open(&self) -> anyhow::Result<Arc<Repository>> {
         let backend = self.backend()?;
-        let secret = match settings::secret(&self.global, &self.file)? {
+        let secret = match secret::given(&self.global, &self.file)? {
             Some(secret) => secret,
-            None => settings::ask_password()?,
+            None => secret::ask_password()?,
         };
         Ok(Arc::new(Repository::open(backend, &secret, &self.places)?))
     }

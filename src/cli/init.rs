@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::context::Context;
 use super::exit::{CliError, Exit};
-use super::settings;
+use super::secret;
 use crate::backend::probe::{Verdict, probe_location};
 use crate::backend::{Backend, BackendError};
 use crate::repo::{RepoError, Repository};
@@ -32,9 +32,9 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
-    let secret = match settings::secret(&context.global, &context.file)? {
+    let secret = match secret::given(&context.global, &context.file)? {
         Some(secret) => secret,
-        None => settings::ask_new_password()?,
+        None => secret::ask_new_password()?,
     };
     let backend = context.new_backend()?;
     match backend.get("config", None) {

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::context::Context;
 use super::exit::usage;
 use super::screen::{lines_of, local_time, table};
-use super::settings::NewSecret;
+use super::secret::NewSecret;
 use crate::format::slot::{Kdf, Slot};
 use crate::id::SlotId;
 

@@ -33,11 +33,13 @@ mod prune;
 mod repair;
 mod restore;
 mod screen;
+mod secret;
 mod settings;
 mod show;
 mod snapshot;
 mod snapshots;
 mod stats;
+mod values;
 
 use std::process::ExitCode;
 
@@ -85,7 +87,7 @@ pub enum Command {
 pub fn main() -> ExitCode {
     // A file-size limit must be an error of the write, not the end of the process.
     exit::ignore_file_size_signal();
-    settings::hide_memory();
+    secret::hide_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return exit::report_arguments(&error),

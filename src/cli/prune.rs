@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 
 use super::context::{Context, cores};
 use super::screen::{count, lines_of, local_time, many, size, table};
-use super::settings::{duration, share};
+use super::values::{duration, share};
 use crate::ops::prune::{Fate, PruneOptions, PruneReport, prune};
 use crate::ops::retention::{Decision, KeepRules};
 
