@@ -53,7 +53,7 @@ impl<'h> Normal<'h> {
     fn keep(&mut self, name: &str, commands: &[&str], args: &[&str]) -> Vec<Value> {
         let mut vault = self.home.vault(args);
         let done = Done::of(vault.arg("--json"));
-        self.keep_text(name, commands, &done.ok().to_owned())
+        self.keep_text(name, commands, done.ok())
     }
 
     fn keep_text(&mut self, name: &str, commands: &[&str], text: &str) -> Vec<Value> {
@@ -156,7 +156,7 @@ fn documented(object: &Map<String, Value>, commands: &[&str]) {
             let section = sections.iter().find(|(heading, _)| heading.contains(&format!("`{command}")));
             section.unwrap_or_else(|| panic!("docs/json.md has no section {command}")).1.contains(field)
         };
-        assert!(commands.iter().any(|command| known(command)), "docs/json.md, {commands:?}, does not name {field:?}");
+        assert!(commands.iter().any(known), "docs/json.md, {commands:?}, does not name {field:?}");
         // What a source says of itself is described with the source.
         if ["consistency", "meta"].contains(&field.as_str()) {
             static SOURCES: OnceLock<BTreeSet<String>> = OnceLock::new();

@@ -476,13 +476,11 @@ impl Work<'_> {
     fn write_bytes(&self, file: &mut File, item: &Item, below: &[u8]) -> Result<(), FilesError> {
         let sparse = self.options.sparse;
         if !sparse && item.bytes > STREAM_BUFFER_BYTES as u64 {
-            // Told at once if there is no room; and writing takes half the time of the processor then.
-            match fallocate(&*file, FallocateFlags::KEEP_SIZE, 0, item.bytes) {
-                Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
-                    return Err(self.error(below, "written", errno));
-                }
-                // Some file systems cannot.
-                _ => {}
+            // Told at once if there is no room; and writing takes half the time of the processor then. Some file systems
+            // cannot.
+            let reserved = fallocate(&*file, FallocateFlags::KEEP_SIZE, 0, item.bytes);
+            if let Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) = reserved {
+                return Err(self.error(below, "written", errno));
             }
         }
         let write = |bytes: &[u8]| if sparse { write_sparse(file, bytes) } else { file.write_all(bytes) };
