@@ -42,7 +42,7 @@ pub fn secret() -> Secret {
 impl Lab {
     /// A new repository in memory.
     pub fn new() -> Self {
-        let lab = Self { store: Memory::new(), folder: tempfile::tempdir().unwrap() };
+        let lab = Self::with_store(Memory::new());
         Repository::init(Arc::new(lab.store.clone()), &secret(), "test", Timestamp::now(), &lab.places("init"))
             .unwrap();
         lab
@@ -50,7 +50,9 @@ impl Lab {
 
     /// The same hosts on another store.
     pub fn with_store(store: Memory) -> Self {
-        Self { store, folder: tempfile::tempdir().unwrap() }
+        // Local indexes may be lost with the power: in memory they cost no waiting for a disk.
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        Self { store, folder }
     }
 
     pub fn places(&self, host: &str) -> Places {
