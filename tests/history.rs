@@ -26,7 +26,7 @@ use vault::progress::Progress;
 use vault::repo::{RepoError, Repository};
 
 /// Histories that are run, by the seeds from 0 up.
-const SEEDS: u64 = 32;
+const SEEDS: u64 = 64;
 const KB: usize = 1 << 10;
 const SOURCES: [&str; 3] = ["one", "two", "three"];
 
@@ -43,6 +43,8 @@ enum Change {
     CopyOf(usize),
     /// An item less, or an item more.
     Items,
+    /// What it held before: chunks that may be marked by now, or gone.
+    Back(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -85,6 +87,7 @@ fn change() -> impl Strategy<Value = Change> {
         2 => any::<u16>().prop_map(Change::Fresh),
         1 => (0..SOURCES.len()).prop_map(Change::CopyOf),
         1 => Just(Change::Items),
+        4 => (1..4usize).prop_map(Change::Back),
     ]
 }
 
@@ -92,15 +95,15 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         6 => (0..SOURCES.len(), change()).prop_map(|(source, change)| Action::Snapshot { source, change }),
         2 => (0..8usize).prop_map(|nth| Action::Forget { nth }),
-        5 => (1..4u32, prop::bool::weighted(0.3), prop::bool::weighted(0.8), prop_oneof![Just(None), Just(Some(0.5))])
+        5 => (1..4u32, prop::bool::weighted(0.4), prop::bool::weighted(0.8), prop_oneof![Just(None), Just(Some(0.5))])
             .prop_map(|(last, grace, repack, max_unused)| Action::Prune { last, grace, repack, max_unused }),
         1 => Just(Action::Check),
-        1 => (0..8usize).prop_map(|nth| Action::Restore { nth }),
+        2 => (0..8usize).prop_map(|nth| Action::Restore { nth }),
     ]
 }
 
 fn fate() -> impl Strategy<Value = Fate> {
-    let at = || 0..60i64;
+    let at = || 0..45i64;
     prop_oneof![
         4 => Just(Fate::Plain),
         3 => (at(), any::<bool>()).prop_map(|(at, after)| Fate::Dies { at, after }),
@@ -242,6 +245,12 @@ impl World {
             Change::Items => {
                 if model.now[source].remove("b").is_none() {
                     model.now[source].insert("b".to_owned(), noise(50 + source as u64, 90 * KB));
+                }
+            }
+            Change::Back(steps) => {
+                let before = model.tried.values().rev().filter(|(other, _)| *other == source).nth(steps);
+                if let Some((_, items)) = before.cloned() {
+                    model.now[source] = (*items).clone();
                 }
             }
         }
