@@ -329,7 +329,18 @@ fn tables_and_indexes_come_back_into_their_tablespaces() {
     kept.change("globals", |bytes| *bytes = b"SELECT 1;\n".to_vec());
     let into = server.database_name();
     let warnings = run(&restore_options(&server.settings, &into), &kept).unwrap();
-    assert!(warnings.iter().any(|text| text.contains(&fast)), "{warnings:?}");
+    let about = |warnings: &[String]| warnings.iter().filter(|text| text.contains(&fast)).count();
+    assert_eq!(about(&warnings), 1, "one warning, for a table and an index: {warnings:?}");
     assert_eq!(server.value(&into, "SELECT count(*) FROM a"), "100");
+    // The same for single tables, which come in one transaction.
+    server.run(&into, "DROP TABLE a, c; CREATE TABLE other AS SELECT 1 AS a");
+    let chosen = RestoreOptions { include: vec!["a".into(), "c".into()], ..restore_options(&server.settings, &into) };
+    let warnings = run(&chosen, &kept).unwrap();
+    assert_eq!(about(&warnings), 1, "{warnings:?}");
+    let indexes = "SELECT string_agg(indexname, ',' ORDER BY indexname) FROM pg_indexes WHERE tablename IN ('a', 'c')";
+    assert_eq!(server.value(&into, indexes), "a_pkey,a_t,c_i");
+    assert_eq!(server.value(&into, "SELECT count(*) FROM a"), "100");
+    let of_slow = format!("SELECT count(*) FROM pg_tables WHERE tablespace = '{slow}'");
+    assert_eq!(server.value(&into, &of_slow), "0", "no table takes the tablespace of an index before it");
     server.run("postgres", &format!("DROP DATABASE {into}"));
 }

@@ -113,7 +113,7 @@ impl DatabaseRestore<'_> {
 
     /// Runs one entry and what records it, in one transaction.
     pub(super) fn run_entry(&self, client: &mut Client, entry: &Entry, record: &str) -> Result<(), PostgresError> {
-        self.settings_before(client, entry)?;
+        self.settings_before(client, entry, "")?;
         match client.execute(&format!("BEGIN;\n{}\n{record}COMMIT", entry.sql)) {
             Ok(_) => Ok(()),
             Err(e) if !e.code().is_empty() && may_fail(entry, &e) => {
@@ -132,14 +132,16 @@ impl DatabaseRestore<'_> {
         }
     }
 
-    /// Sets tablespace and access method for what follows. A tablespace that is missing here is the default one.
-    pub(super) fn settings_before(&self, client: &mut Client, entry: &Entry) -> Result<(), PostgresError> {
+    /// Sets tablespace and access method for what follows. A tablespace that is missing here is the default one; inside a
+    /// transaction, `undo` leads back to before the setting that failed.
+    pub(super) fn settings_before(&self, client: &mut Client, entry: &Entry, undo: &str) -> Result<(), PostgresError> {
         for setting in &entry.settings {
             match client.execute(setting) {
                 Ok(_) => {}
                 Err(e) if setting.contains("default_tablespace") && !e.code().is_empty() => {
                     self.warn(format!("database {}: {setting} failed, the default tablespace is used: {e}", self.into));
-                    client.execute("SET default_tablespace = ''").map_err(|e| self.failed("no tablespace", e))?;
+                    let default = format!("{undo}SET default_tablespace = ''");
+                    client.execute(&default).map_err(|e| self.failed("no tablespace", e))?;
                 }
                 Err(e) => return Err(self.failed(setting, e)),
             }

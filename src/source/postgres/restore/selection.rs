@@ -406,8 +406,10 @@ impl DatabaseRestore<'_> {
 
     /// Runs an entry; one that makes something that is there already is left out, unless it was asked for by name.
     fn run_or_find(&self, client: &mut Client, selected: &Selected, entry: &Entry) -> Result<(), PostgresError> {
-        self.settings_before(client, entry)?;
         let lost = |e| self.failed(&describe(entry), e);
+        client.execute("SAVEPOINT before").map_err(lost)?;
+        self.settings_before(client, entry, "ROLLBACK TO before; ")?;
+        client.execute("RELEASE before").map_err(lost)?;
         match client.execute(&format!("SAVEPOINT before;\n{}\nRELEASE before", entry.sql)) {
             Ok(_) => Ok(()),
             Err(e) if matches!(e.code(), "42P06" | "42P07" | "42710" | "42723") => {
