@@ -168,12 +168,15 @@ fn summary(report: &PruneReport) -> String {
         Ok(bytes) => size(bytes),
         Err(_) => format!("-{}", size(report.bytes_freed.unsigned_abs())),
     };
+    let unused = match report.unused_bytes {
+        0 => String::new(),
+        bytes => format!("; {} in packs that are mostly alive stay unused", size(bytes)),
+    };
     format!(
-        "{drops} {} of {}, {frees} {freed} of {}; {} in packs that are mostly alive stay unused",
+        "{drops} {} of {}, {frees} {freed} of {}{unused}",
         count(report.backups_dropped as u64),
         many((report.backups_dropped + report.backups_kept) as u64, "backup"),
         size(report.packs_bytes),
-        size(report.unused_bytes),
     )
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use comfy_table::{ColumnConstraint, Width};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::settings::Global;
@@ -183,8 +184,17 @@ pub fn many(number: u64, thing: &str) -> String {
     format!("{} {thing}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
-/// Columns whose words may break, where a terminal is too narrow for a table.
-const BREAKABLE: [&str; 7] = ["NAME", "HOST", "TAGS", "LABEL", "TABLE", "WHY", "ROWS AND HASH"];
+/// Columns whose words may break, where a terminal is too narrow for a table, and how wide they stay.
+const BREAKABLE: [(&str, usize); 8] = [
+    ("TIME", 10),
+    ("NAME", 12),
+    ("HOST", 8),
+    ("TAGS", 8),
+    ("LABEL", 12),
+    ("TABLE", 16),
+    ("WHY", 12),
+    ("ALONE, STORED", 8),
+];
 
 /// A table as it is printed: without the spaces at the ends of its lines, and no wider than the terminal, if it goes there.
 pub fn lines_of(table: &comfy_table::Table) -> String {
@@ -194,23 +204,27 @@ pub fn lines_of(table: &comfy_table::Table) -> String {
 
 fn fitted(table: &comfy_table::Table, columns: Option<usize>) -> String {
     let text = trimmed(&table.to_string());
-    match columns {
-        Some(columns) if text.lines().any(|line| line.chars().count() > columns) => {
-            let mut table = table.clone();
-            let header: Vec<_> =
-                table.header().into_iter().flat_map(|row| row.cell_iter().map(|cell| cell.content())).collect();
-            for (column, name) in table.column_iter_mut().zip(header) {
-                if !BREAKABLE.contains(&name.as_str()) {
-                    column.set_constraint(comfy_table::ColumnConstraint::ContentWidth);
-                }
-            }
-            table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
-            // The first space of each line is taken off, and the last.
-            table.set_width(u16::try_from(columns + 2).unwrap_or(u16::MAX));
-            trimmed(&table.to_string())
-        }
-        _ => text,
+    let fits = |text: &str| columns.is_none_or(|columns| text.lines().all(|line| line.chars().count() <= columns));
+    if fits(&text) {
+        return text;
     }
+    let mut narrow = table.clone();
+    for (at, column) in narrow.column_iter_mut().enumerate() {
+        let cells = || table.header().into_iter().chain(table.row_iter()).filter_map(|row| row.cell_iter().nth(at));
+        let name = cells().next().map(comfy_table::Cell::content).unwrap_or_default();
+        let longest = cells().map(|cell| cell.content().chars().count()).max().unwrap_or(0);
+        column.set_constraint(match BREAKABLE.iter().find(|(breakable, _)| *breakable == name) {
+            // With the spaces around it.
+            Some((_, least)) => ColumnConstraint::LowerBoundary(Width::Fixed(longest.min(*least) as u16 + 2)),
+            None => ColumnConstraint::ContentWidth,
+        });
+    }
+    narrow.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    // The first space of each line is taken off, and the last.
+    narrow.set_width(u16::try_from(columns.unwrap_or(0) + 2).unwrap_or(u16::MAX));
+    let broken = trimmed(&narrow.to_string());
+    // Where there is no way, the terminal breaks the lines.
+    if fits(&broken) { broken } else { text }
 }
 
 fn trimmed(text: &str) -> String {
@@ -235,11 +249,13 @@ mod tests {
         let whole = fitted(&wide, None);
         assert!(whole.lines().nth(1).is_some_and(|line| line.contains(name)), "{whole}");
         assert_eq!(fitted(&wide, Some(120)), whole);
-        let narrow = fitted(&wide, Some(70));
-        assert!(narrow.lines().all(|line| line.chars().count() <= 70) && narrow.lines().count() > 2, "{narrow}");
-        for word in ["60e08b95a412", "2026-11-21 20:24:15", "300.0 MB"] {
-            assert!(narrow.contains(word), "{narrow}");
+        for columns in [60, 70] {
+            let narrow = fitted(&wide, Some(columns));
+            assert!(narrow.lines().all(|line| line.chars().count() <= columns), "{narrow}");
+            assert!(narrow.contains("60e08b95a412") && narrow.contains("300.0 MB"), "{narrow}");
         }
+        assert!(fitted(&wide, Some(70)).contains("2026-11-21 20:24:15"), "the name breaks first");
+        assert_eq!(fitted(&wide, Some(30)), whole, "there is no way");
     }
 
     #[test]

@@ -73,7 +73,7 @@ fn print(context: &Context, report: &StatsReport, each: &[&BackupStats]) -> anyh
         ]);
     }
     context.print(lines_of(&sources))?;
-    let mut backups = table(&["id", "time", "source", "name", "size", "new", "alone", "alone, stored"]);
+    let mut backups = table(&["id", "time", "source", "name", "size", "alone", "alone, stored"]);
     for backup in each {
         backups.add_row([
             backup.id.short(),
@@ -81,7 +81,6 @@ fn print(context: &Context, report: &StatsReport, each: &[&BackupStats]) -> anyh
             backup.group.source.clone(),
             backup.group.name.clone(),
             size(backup.bytes),
-            size(backup.bytes_new),
             size(backup.bytes_alone),
             size(backup.bytes_alone_stored),
         ]);

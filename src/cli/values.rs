@@ -12,10 +12,10 @@ pub fn rate(text: &str) -> Result<NonZeroU64, String> {
 
 /// A length of time: `0s`, `30m`, `23h`, `7d`.
 pub fn duration(text: &str) -> Result<SignedDuration, String> {
-    let wrong = |detail: String| format!("{detail}; write a time as 30m, 23h or 7d");
-    let span: jiff::Span = text.parse().map_err(|error: jiff::Error| wrong(error.to_string()))?;
-    let time = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|error| wrong(error.to_string()))?;
-    if time.is_negative() { Err(wrong("less than nothing".to_owned())) } else { Ok(time) }
+    let wrong = || format!("{text:?} is no length of time: write it as 30m, 23h or 7d");
+    let span: jiff::Span = text.parse().map_err(|_| wrong())?;
+    let time = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
+    if time.is_negative() { Err(wrong()) } else { Ok(time) }
 }
 
 /// A share: `5%` is 0.05.

@@ -1,6 +1,9 @@
 //! Passwords and key files.
 
-use super::harness::{Done, Home, PASSWORD};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use super::harness::{Done, Home, PASSWORD, skipped};
 
 fn slots(home: &Home) -> Vec<serde_json::Value> {
     home.run(&["key", "list", "--json"]).json()
@@ -83,4 +86,42 @@ fn every_way_to_give_the_password_works() {
     let mut failing = home.vault(&["snapshots"]);
     failing.env_remove("VAULT_PASSWORD").env("VAULT_PASSWORD_COMMAND", "exit 3");
     Done::of(&mut failing).fails(2, &["password command failed"]);
+}
+
+/// Runs a command line on a terminal of its own, on which `typed` is typed.
+fn on_a_terminal(test: &str, home: &Home, line: &str, typed: &str) -> Option<Done> {
+    if Command::new("script").arg("--version").output().is_err() {
+        skipped(&format!("keys::{test}"), "there is no `script`, which makes terminals");
+        return None;
+    }
+    let vault = home.vault(&[]);
+    let mut command = Command::new("script");
+    command.args(["-qec", line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env_clear().envs(vault.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.env("VAULT", vault.get_program()).env_remove("VAULT_PASSWORD");
+    let mut child = command.spawn().expect("it was just asked for its version");
+    let mut keyboard = child.stdin.take().expect("it was asked for");
+    keyboard.write_all(typed.as_bytes()).expect("a few bytes fit");
+    let output = child.wait_with_output().expect("it is our child");
+    drop(keyboard);
+    let text = |bytes| String::from_utf8(bytes).expect("the program prints UTF-8");
+    Some(Done { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) })
+}
+
+#[test]
+fn a_new_password_is_asked_for_twice() {
+    let test = "a_new_password_is_asked_for_twice";
+    let home = Home::new();
+    let Some(done) = on_a_terminal(test, &home, "$VAULT init", "sesame\nsesamo\n") else { return };
+    assert_eq!(done.code, 2, "{}", done.out);
+    assert!(done.out.contains("not the same"), "{}", done.out);
+    let done = on_a_terminal(test, &home, "$VAULT init", "\n\n").expect("there was one");
+    assert_eq!((done.code, done.out.contains("empty password")), (2, true), "{}", done.out);
+    assert!(!home.path("repo/config").exists(), "nothing was made");
+    on_a_terminal(test, &home, "$VAULT init", "sesame\nsesame\n").expect("there was one").ok();
+    home.run_with("VAULT_PASSWORD", "sesame", &["snapshots"]).ok();
+    // The pipe is the data's: the terminal is asked.
+    let line = "echo some bytes | $VAULT snapshot stdin --name x -q";
+    on_a_terminal(test, &home, line, "sesame\n").expect("there was one").ok();
+    assert_eq!(home.run_with("VAULT_PASSWORD", "sesame", &["restore", "latest", "--stdout"]).ok(), "some bytes\n");
 }

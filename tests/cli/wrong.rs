@@ -94,7 +94,7 @@ fn prune_needs_a_keep_rule_that_keeps_something() {
         home.run(&["prune", &format!("--keep-days={wrong}")]).fails(2, &["--keep-days"]);
     }
     for (option, wrong) in [("--grace", "-1h"), ("--grace", "soon"), ("--max-unused", "5"), ("--max-unused", "101%")] {
-        home.run(&["prune", "--keep-last", "1", &format!("{option}={wrong}")]).fails(2, &[option]);
+        home.run(&["prune", "--keep-last", "1", &format!("{option}={wrong}")]).fails(2, &[option, wrong]);
     }
     assert_eq!(home.run(&["snapshots", "--json"]).json().len(), 1, "nothing was dropped");
 }
@@ -118,8 +118,15 @@ fn a_password_in_a_connection_string_is_refused_and_not_repeated() {
         done.fails(2, &["PGPASSWORD", ".pgpass"]);
         assert!(!done.err.contains("canary"), "{}", done.err);
     }
-    home.run(&["snapshot", "postgres", "--from", "postgres://nobody@127.0.0.1:1/x"])
-        .fails(3, &["127.0.0.1:1", "PGPORT"]);
+    let nobody = ["postgres", "--from", "postgres://nobody@127.0.0.1:1/x"];
+    home.run(&[&["snapshot"][..], &nobody].concat()).fails(3, &["127.0.0.1:1", "PGPORT"]);
+    let doctor = home.run(&[&["doctor"][..], &nobody].concat());
+    assert_eq!(
+        (doctor.code, doctor.out.contains("127.0.0.1:1")),
+        (1, true),
+        "nothing was to be restored: {}",
+        doctor.out
+    );
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! `vault doctor postgres`.
 
 use super::{Findings, Status};
-use crate::cli::exit;
 use crate::cli::screen::{count, size};
 use crate::cli::settings::env;
 use crate::source::postgres::{Client, Dsn, Halt, Settings, ToolSearch};
@@ -19,7 +18,7 @@ pub fn run(findings: &mut Findings<'_>, args: &Args) -> anyhow::Result<()> {
     let Some(settings) = findings.need("settings", settings)? else { return Ok(()) };
     let database = settings.database.clone().unwrap_or_else(|| "postgres".to_owned());
     let halt = Halt::new(&findings.context.progress);
-    let client = Client::connect(&settings, &database, &halt).map_err(exit::not_restored);
+    let client = Client::connect(&settings, &database, &halt).map_err(Into::into);
     let Some(mut client) = findings.need("server", client)? else { return Ok(()) };
     let version = client.version();
     let text =
