@@ -7,9 +7,12 @@ use aws_config::meta::region::RegionProviderChain;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-    SharedCredentialsProvider,
+    BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, RuntimeComponents,
+    SharedCredentialsProvider, SharedHttpClient,
 };
+use aws_smithy_http_client::ConnectorBuilder;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use zeroize::Zeroizing;
 
 use super::ATTEMPTS_MAX;
@@ -92,6 +95,17 @@ fn with_scheme(endpoint: &str) -> String {
     }
 }
 
+/// HTTP as the SDK would make it, but with the TLS that PostgreSQL's connections use as well: one cryptographic library.
+fn http_client() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new().build_with_connector_fn(|settings, components| {
+        let mut connector = ConnectorBuilder::default().tls_provider(tls::Provider::Rustls(CryptoMode::Ring));
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
+        connector.set_proxy_config(Some(ProxyConfig::from_env()));
+        connector.build()
+    })
+}
+
 /// Reads the settings that `options` leaves open, from the environment and profile files.
 pub(super) async fn load(options: &S3Options) -> aws_config::SdkConfig {
     let regions = RegionProviderChain::first_try(options.region.clone().map(Region::new))
@@ -99,6 +113,7 @@ pub(super) async fn load(options: &S3Options) -> aws_config::SdkConfig {
         .or_else(aws_config::profile::region::ProfileFileRegionProvider::new())
         .or_else(Region::new("us-east-1"));
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http_client())
         .region(regions)
         .retry_config(
             RetryConfig::standard()
