@@ -187,9 +187,9 @@ pub fn many(number: u64, thing: &str) -> String {
 /// Columns whose words may break, where a terminal is too narrow for a table, and how wide they stay.
 const BREAKABLE: [(&str, usize); 8] = [
     ("TIME", 10),
-    ("NAME", 12),
-    ("HOST", 8),
-    ("TAGS", 8),
+    ("NAME", 8),
+    ("HOST", 6),
+    ("TAGS", 6),
     ("LABEL", 12),
     ("TABLE", 16),
     ("WHY", 12),
