@@ -6,15 +6,14 @@
 use std::path::Path;
 use std::process::Command;
 
-use vault::source::postgres::{Password, SnapshotOptions};
+use vault::source::postgres::{Password, Settings, SnapshotOptions};
 
 use crate::every_kind::{assert_same, dump, make, snapshot_options, take};
 use crate::harness::{Done, Home, files_below};
 use crate::server::{Server, skipped};
 
 /// Lets the programs of a home find the server.
-fn show(home: &mut Home, server: &Server) {
-    let settings = &server.settings;
+pub fn show(home: &mut Home, settings: &Settings) {
     home.set("PGHOST", &settings.host.to_string());
     home.set("PGPORT", &settings.port.to_string());
     home.set("PGUSER", &settings.user);
@@ -31,7 +30,7 @@ fn every_kind_of_object_goes_through_a_bucket_and_back() {
     let database = make(&mut server);
     let mut home = Home::new();
     home.use_key_file();
-    show(&mut home, &server);
+    show(&mut home, &server.settings);
     let bucket = found("BUCKET").expect("set beside VAULT_TEST_S3_ENDPOINT");
     home.set("VAULT_REPO", &format!("s3://{bucket}/postgres-{database}"));
     home.set("AWS_ENDPOINT_URL", &endpoint);
@@ -70,7 +69,7 @@ fn the_reader_restores_the_items_of_a_database() {
          INSERT INTO long SELECT i, md5(i::text) FROM generate_series(1, 100000) i",
     );
     let mut home = Home::with_repository();
-    show(&mut home, &server);
+    show(&mut home, &server.settings);
     let both = ["--database", &database, "--database", &plain];
     let id = home.run(&[&["snapshot", "postgres", "-q"], &both[..]].concat()).ok().trim_end().to_owned();
     // Beside it, the same databases through no repository.

@@ -7,7 +7,9 @@ use std::process::Command;
 use vault::progress::Progress;
 use vault::source::postgres::{Client, Dsn, ErrorKind, Halt, PostgresError, Settings, SslMode, restore};
 
+use crate::command_line::show;
 use crate::every_kind::{assert_same, dump, restore_options, said, snapshot_options, take};
+use crate::harness::Home;
 use crate::server::{Server, skipped};
 
 /// A server of its own, stopped in the end, that also listens on a Unix socket.
@@ -201,6 +203,18 @@ fn tls_is_used_and_checked_as_far_as_it_is_asked_for() {
     // pg_dump goes the same way.
     goes_there_and_back(&mut own.server, &with(SslMode::Require, None, "127.0.0.1"));
     goes_there_and_back(&mut own.server, &with(SslMode::VerifyFull, Some(&authority), "localhost"));
+
+    // Without a file it is the system that knows the authorities, for us and for pg_dump.
+    let database = own.server.database();
+    let mut home = Home::with_repository();
+    show(&mut home, &with(SslMode::VerifyFull, None, "localhost"));
+    home.set("PGSSLMODE", "verify-full");
+    let snapshot = ["snapshot", "postgres", "--database", &database];
+    let system = |authority: &Authority| authority.certificate().display().to_string();
+    home.run_with("SSL_CERT_FILE", &system(&authority), &snapshot).ok();
+    let refusal = home.run_with("SSL_CERT_FILE", &system(&stranger), &snapshot);
+    refusal.fails(refusal.code, &["certificate", "the system trusts", "PGSSLROOTCERT"]);
+    assert_ne!(refusal.code, 0);
 
     let file = stranger.certificate().display().to_string();
     for mode in [SslMode::Require, SslMode::VerifyCa, SslMode::VerifyFull] {

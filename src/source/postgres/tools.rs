@@ -13,13 +13,21 @@ use tempfile::NamedTempFile;
 
 use super::client::Halt;
 use super::error::PostgresError;
-use super::settings::{Host, Settings};
+use super::settings::{Host, Settings, SslMode};
 use crate::progress::Cancelled;
 use crate::source::command;
 
 /// What is kept of a tool's last words.
 const STDERR_BYTES_KEPT: usize = 16 << 10;
 const STDERR_LINES_SHOWN: usize = 12;
+
+/// Where the authorities that a system trusts lie: Debian, Red Hat, SUSE, Alpine.
+const SYSTEM_ROOTS: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
 
 /// The folder with the tools of one version.
 #[derive(Debug, Clone)]
@@ -238,13 +246,25 @@ fn environment(
         ("PGTZ", "UTC".into()),
         ("PATH", "/usr/local/bin:/usr/bin:/bin".into()),
     ];
-    if let Some(file) = &settings.ssl_root_cert {
+    if let Some(file) = root_certificates(settings) {
         all.push(("PGSSLROOTCERT", file.into()));
     }
     if let Some(secret) = secret {
         all.push(("PGPASSFILE", secret.path().into()));
     }
     all
+}
+
+/// The file of authorities that libpq is to trust. It does not look for the system's by itself, and before version 16 not
+/// even if told to; we do, so it is told where they are.
+fn root_certificates(settings: &Settings) -> Option<PathBuf> {
+    let named = settings.ssl_root_cert.clone();
+    let verifies = matches!(settings.ssl_mode, SslMode::VerifyCa | SslMode::VerifyFull);
+    if !verifies || named.as_ref().is_some_and(|file| file.as_os_str() != "system") {
+        return named;
+    }
+    let set = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    set.into_iter().chain(SYSTEM_ROOTS.iter().map(PathBuf::from)).find(|file| file.exists()).or(named)
 }
 
 /// Writes the password where only this user can read it; the file goes when the value is dropped.
