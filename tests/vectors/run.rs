@@ -277,7 +277,10 @@ fn repository(given: &Given) -> Result<Value, Failure> {
         store.delete(name.as_str().expect("text")).expect("memory");
     }
     let (_folder, repo) = open(store, &secret(given))?;
-    repo.load_index(&Progress::default())?;
+    // A restore goes on with what the other index objects list; a case is about every object.
+    if let Some((_, error)) = repo.load_index(&Progress::default())?.into_iter().next() {
+        return Err(error.into());
+    }
     let mut backups = Vec::new();
     for snapshot in repo.snapshots()? {
         let reader = Reader::new(repo.clone(), 2, Progress::default());
