@@ -107,4 +107,4 @@ pub const PUT_QUEUE_PACKS: usize = 0;
 /// Blobs of which a backup remembers that they have all their bases.
 pub const STANDING_BLOBS: usize = 64 << 10;
 /// Opened blobs that a reader keeps: blobs with bases come back to the same older ones again and again.
-pub const OPENED_BLOBS: usize = 20;
+pub const OPENED_BLOBS: usize = 12;

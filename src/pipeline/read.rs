@@ -157,7 +157,7 @@ impl Reader {
     }
 
     /// Keeps a buffer for the next blob, if nobody else holds it.
-    fn give_back(&self, bytes: Arc<Vec<u8>>) {
+    pub(crate) fn give_back(&self, bytes: Arc<Vec<u8>>) {
         if let Some(mut buffer) = Arc::into_inner(bytes) {
             buffer.clear();
             let mut spare = self.spare.lock().expect("no code panics while it holds this lock");
@@ -351,7 +351,8 @@ impl Reader {
         sealed: &[u8],
         depth: u8,
     ) -> Result<Arc<Vec<u8>>, PipelineError> {
-        let mut bases = Vec::new();
+        let bases_bytes = blob.contents.bases.iter().map(|base| base.bytes as usize).sum();
+        let mut bases = Vec::with_capacity(bases_bytes);
         for base in &blob.contents.bases {
             if depth >= DELTA_DEPTH_MAX {
                 return Err(stream_error("its chunks rest on each other too deep"));

@@ -89,14 +89,9 @@ pub(super) fn read_packs(
     let next = AtomicUsize::new(0);
     let shared: Mutex<(DataRead, Vec<ObjectId>)> = Mutex::default();
     let failed: Mutex<Option<PipelineError>> = Mutex::default();
+    let bases = Reader::new(repo.clone(), 1, Progress::default());
     let work = || {
-        let mut reader = PackReader {
-            repo,
-            holdings,
-            bases: Reader::new(repo.clone(), 1, Progress::default()),
-            opener: Opener::default(),
-            plaintext: Vec::new(),
-        };
+        let mut reader = PackReader { repo, holdings, bases: &bases, opener: Opener::default(), plaintext: Vec::new() };
         loop {
             let out_of_time = options.max_duration.is_some_and(|most| started.elapsed() >= most);
             let stopped = failed.lock().expect("no code panics while it holds this lock").is_some();
@@ -151,8 +146,8 @@ pub(super) fn read_packs(
 struct PackReader<'a> {
     repo: &'a Arc<Repository>,
     holdings: &'a Holdings,
-    /// For blobs that rest on others.
-    bases: Reader,
+    /// For blobs that rest on others. All threads share it, and the blobs that it keeps.
+    bases: &'a Reader,
     opener: Opener,
     plaintext: Vec<u8>,
 }
@@ -209,7 +204,9 @@ impl PackReader<'_> {
             let opened = self.opener.open(&self.repo.keys, &row.contents, sealed, &[], &mut self.plaintext);
             opened.map_err(|error| error.to_string())
         } else {
-            self.bases.open(&mut self.opener, row, sealed, 0).map(|_| ()).map_err(|error| error.to_string())
+            let opened = self.bases.open(&mut self.opener, row, sealed, 0).map_err(|error| error.to_string())?;
+            self.bases.give_back(opened);
+            Ok(())
         }
     }
 

@@ -167,6 +167,7 @@ impl Copier<'_> {
                 self.flush_kind(row.contents.kind)?;
             }
         }
+        self.reader.give_back(plaintext);
         Ok(())
     }
 
