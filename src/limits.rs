@@ -13,11 +13,12 @@
 //! | chunks not yet in an index object: [`INDEX_CHUNKS_MAX`] entries | 10 MiB |
 //! | SQLite page cache | 8 MiB |
 //!
-//! With two sealers and two streams that sums up to 122 MiB, whatever the size of the database. What was measured is 77 MB for
-//! 869 MB and 145 MB for 5.6 GB (docs/performance.md): the second is more than this sum accounts for. Argon2id takes 64 MiB
-//! once, before any of these exists, and what is gathered for the local index ([`INDEX_LOAD_CHUNKS`]) 45 MiB. A restore holds
-//! [`OPENED_BLOBS`] opened blobs and a window of four for each opener, below 80 MiB. A backup that compresses against an
-//! older one keeps that many opened blobs too, but reads with one thread.
+//! With two sealers and two streams that sums up to 104 MiB, whatever the size of the database, and the program's own pages
+//! are 12 MiB. What was measured is 86 MB for 869 MB, 119 MB for 8.7 GB (docs/performance.md) and 138 MB for 2.9 GB of random
+//! bytes, where every buffer is as full as it can be and the allocator keeps some between them. Argon2id takes 64 MiB once,
+//! before any of these exists. A restore holds [`OPENED_BLOBS`] opened blobs and a window of four for each opener, below 80 MiB.
+//! A check holds a pack and a few opened blobs a thread. A backup that compresses against an older one keeps as many opened
+//! blobs as a restore, but reads with one thread: 115 MB.
 
 /// Smallest, normal and largest chunk in bytes of the standard geometry (format-spec/chunking.md).
 pub const CHUNK_BYTES_MIN_STD: u32 = 16 << 10;
