@@ -329,10 +329,8 @@ impl Work<'_> {
         let writers = self.options.jobs.or_else(|| available_parallelism().ok()).map_or(1, NonZeroUsize::get);
         std::thread::scope(|scope| {
             let (jobs, queue) = bounded::<Job>(writers);
-            for _ in 0..writers {
-                let queue = queue.clone();
-                scope.spawn(move || self.run_jobs(&queue));
-            }
+            let start_writer = |queue: Receiver<Job>| scope.spawn(move || self.run_jobs(&queue));
+            let writers: Vec<_> = (0..writers).map(|_| start_writer(queue.clone())).collect();
             drop(queue);
             let mut place = Place::default();
             let mut stand_ins: HashMap<String, Item> = HashMap::new();
@@ -381,6 +379,12 @@ impl Work<'_> {
             });
             if let Err(error) = walked {
                 self.fail(error);
+            }
+            // A scope ends when its threads have done their work, and they may still be freeing what is theirs: the
+            // leak detector of a fuzz target calls that a leak.
+            drop(jobs);
+            for writer in writers {
+                writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             }
         });
         match self.failed.lock().expect("no code panics while it holds this lock").take() {
