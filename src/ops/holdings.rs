@@ -92,30 +92,44 @@ impl Holdings {
 
     /// `None` if an index object vanished while they were read: somebody is replacing them.
     fn try_load(repo: &Repository, last_try: bool) -> Result<Option<Self>, RepoError> {
-        let mut indexes = Vec::new();
-        let mut damaged = Vec::new();
-        for (id, _) in repo.list(Kind::Index)? {
-            match repo.load_index_object(&id) {
-                Ok(index) => indexes.push((id, index)),
-                Err(RepoError::Backend(BackendError::NotFound { .. })) if !last_try => return Ok(None),
-                Err(error) if is_damage(&error) => damaged.push((id, error)),
-                Err(error) => return Err(error),
+        // Which objects others took the place of is known once all have been read. As a rule there are none, and one
+        // pass is enough; else what was added in vain is left out by a second.
+        let mut superseded: HashSet<ObjectId> = HashSet::new();
+        loop {
+            let listed = repo.list(Kind::Index)?;
+            let mut holdings = Self::default();
+            let mut found: HashSet<ObjectId> = HashSet::new();
+            for (id, _) in listed {
+                match repo.load_index_object(&id) {
+                    Ok(index) => {
+                        found.extend(&index.supersedes);
+                        if superseded.contains(&id) {
+                            holdings.superseded.push(id);
+                        } else {
+                            holdings.add(id, &index);
+                        }
+                    }
+                    Err(RepoError::Backend(BackendError::NotFound { .. })) if !last_try => return Ok(None),
+                    Err(error) if is_damage(&error) => holdings.damaged.push((id, error)),
+                    Err(error) => return Err(error),
+                }
             }
-        }
-        let superseded: HashSet<ObjectId> = indexes.iter().flat_map(|(_, index)| &index.supersedes).copied().collect();
-        let (replaced, damaged): (Vec<_>, Vec<_>) = damaged.into_iter().partition(|(id, _)| superseded.contains(id));
-        let replaced = replaced.into_iter().map(|(id, _)| id).collect();
-        let mut holdings = Self { damaged, superseded: replaced, ..Self::default() };
-        for (id, index) in indexes {
-            if superseded.contains(&id) {
-                holdings.superseded.push(id);
-            } else {
-                holdings.add(id, &index);
+            let added_in_vain = found.iter().any(|id| holdings.objects.contains_key(id));
+            // What took its place may have been taken back.
+            let left_out_in_vain = holdings.superseded.iter().any(|id| !found.contains(id));
+            if added_in_vain || left_out_in_vain {
+                superseded = found;
+                continue;
             }
+            // A damaged one that was replaced is nobody's loss.
+            let (replaced, damaged): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut holdings.damaged).into_iter().partition(|(id, _)| found.contains(id));
+            holdings.superseded.extend(replaced.into_iter().map(|(id, _)| id));
+            holdings.damaged = damaged;
+            holdings.chunks.sort_unstable_by_key(|chunk| (chunk.prefix, chunk.blob));
+            holdings.flags = vec![0; holdings.chunks.len()];
+            return Ok(Some(holdings));
         }
-        holdings.chunks.sort_unstable_by_key(|chunk| (chunk.prefix, chunk.blob));
-        holdings.flags = vec![0; holdings.chunks.len()];
-        Ok(Some(holdings))
     }
 
     fn add(&mut self, id: ObjectId, index: &Index) {

@@ -15,8 +15,17 @@ const SMALL_OBJECTS_MAX: usize = 8;
 
 impl Run<'_> {
     pub(super) fn add_to_listing(&mut self, id: ObjectId, index: &Index) {
-        let chunks = index.packs.iter().flat_map(|pack| &pack.directory).map(|blob| blob.contents.chunks.len()).sum();
-        self.listing.insert(id, (index.packs.iter().map(|pack| pack.pack).collect(), chunks));
+        self.listing.insert(id, listed(index));
+    }
+
+    /// Puts an index object, and has the store's own answer prove it before anything is deleted.
+    fn put_proved(&self, index: &Index) -> Result<(ObjectId, (Vec<ObjectId>, usize)), PruneError> {
+        let id = self.repo.save(Kind::Index, &index.encode())?.id;
+        if self.repo.load_index_object(&id)? != *index {
+            let name = object_name(Kind::Index, &id);
+            return Err(RepoError::Damaged { name, detail: "it is not what was put".to_owned() }.into());
+        }
+        Ok((id, listed(index)))
     }
 
     /// Replaces index objects that list any of `unlist` by objects without those packs. Small ones are merged where an
@@ -48,7 +57,8 @@ impl Run<'_> {
                 seen.extend(packs);
             }
         }
-        let mut new: Vec<(ObjectId, Index)> = Vec::new();
+        // Of what is put only what lists remember is kept: half of a large repository's index may be rewritten.
+        let mut new: Vec<(ObjectId, (Vec<ObjectId>, usize))> = Vec::new();
         let mut full: Option<Index> = None;
         let mut filling = Filling::default();
         for id in &old {
@@ -59,7 +69,7 @@ impl Run<'_> {
                 if filling.is_full() {
                     let next = std::mem::take(&mut filling).index;
                     if let Some(index) = full.replace(next) {
-                        new.push((self.repo.save(Kind::Index, &index.encode())?.id, index));
+                        new.push(self.put_proved(&index)?);
                     }
                 }
                 filling.add(pack);
@@ -67,19 +77,11 @@ impl Run<'_> {
         }
         let last = std::mem::take(&mut filling).index;
         if let Some(index) = full.filter(|_| !last.packs.is_empty()) {
-            new.push((self.repo.save(Kind::Index, &index.encode())?.id, index));
+            new.push(self.put_proved(&index)?);
         }
         if !last.packs.is_empty() {
             // Only the last one says what all of them take the place of: before it is there, nothing is lost.
-            let index = Index { supersedes: old.clone(), packs: last.packs };
-            new.push((self.repo.save(Kind::Index, &index.encode())?.id, index));
-        }
-        // Proved by the store's own answer before anything is deleted.
-        for (id, index) in &new {
-            if self.repo.load_index_object(id)? != *index {
-                let name = object_name(Kind::Index, id);
-                return Err(RepoError::Damaged { name, detail: "it is not what was put".to_owned() }.into());
-            }
+            new.push(self.put_proved(&Index { supersedes: old.clone(), packs: last.packs })?);
         }
         if let Err(lapsed) = self.still_ours() {
             for (id, _) in &new {
@@ -87,9 +89,7 @@ impl Run<'_> {
             }
             return Err(lapsed);
         }
-        for (id, index) in &new {
-            self.add_to_listing(*id, index);
-        }
+        self.listing.extend(new);
         for id in &old {
             self.repo.backend.delete(&object_name(Kind::Index, id))?;
             self.listing.remove(id);
@@ -97,6 +97,12 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// What a listing remembers of an index object: its packs, and the number of its chunks.
+fn listed(index: &Index) -> (Vec<ObjectId>, usize) {
+    let chunks = index.packs.iter().flat_map(|pack| &pack.directory).map(|blob| blob.contents.chunks.len()).sum();
+    (index.packs.iter().map(|pack| pack.pack).collect(), chunks)
 }
 
 /// Packs gathered for one index object.
