@@ -68,6 +68,18 @@ class Tool:
     def check(self):
         return run(self.check_command())
 
+    def keep_last(self, count):
+        """Drops all snapshots but the newest so many, and gives back what they alone held."""
+        measured = None
+        for command in self.keep_last_commands(count):
+            part = run(command)
+            if measured:
+                part.seconds += measured.seconds
+                part.cpu_seconds += measured.cpu_seconds
+                part.rss_bytes_each = [max(part.rss_bytes, measured.rss_bytes)]
+            measured = part
+        return measured
+
     def note(self, label, output):
         """Remembers the id a snapshot printed, for the tools that have no labels."""
 
@@ -98,6 +110,9 @@ class Vault(Tool):
 
     def check_command(self):
         return self.command("check", "--read-data")
+
+    def keep_last_commands(self, count):
+        return [self.command("prune", "--keep-last", count, "--grace", "0s")]
 
     def snapshot_live(self, label, database):
         measured = run(self.command("snapshot", "postgres", "--database", database, "-q"))
@@ -130,6 +145,10 @@ class Restic(Tool):
     def check_command(self):
         return self.command("check", "--read-data")
 
+    def keep_last_commands(self, count):
+        # Each day has a tag of its own, which would be a group of its own.
+        return [self.command("forget", "-q", "--group-by", "", "--keep-last", count, "--prune", "--max-unused", "0")]
+
 
 class Rustic(Tool):
     program = "rustic"
@@ -155,6 +174,10 @@ class Rustic(Tool):
     def check_command(self):
         return self.command("check", "--read-data")
 
+    def keep_last_commands(self, count):
+        return [self.command("forget", "--group-by", "", "--keep-last", count),
+                self.command("prune", "--instant-delete", "--keep-delete", "0s", "--keep-pack", "0s", "--max-unused", "0%")]
+
 
 class Borg(Tool):
     program = "borg"
@@ -173,6 +196,9 @@ class Borg(Tool):
 
     def check_command(self):
         return self.command("check", "--verify-data")
+
+    def keep_last_commands(self, count):
+        return [self.command("prune", "--keep-last", count), self.command("compact", "--threshold", "0")]
 
 
 class Kopia(Tool):
@@ -207,6 +233,12 @@ class Kopia(Tool):
 
     def check_command(self):
         return self.command("snapshot", "verify", "--verify-files-percent=100", "--no-progress")
+
+    def keep_last_commands(self, count):
+        gone = list(self.ids.values())[:-count]
+        # Without --safety=none it keeps what is younger than a day.
+        return [self.command("snapshot", "delete", "--delete", *gone),
+                self.command("maintenance", "run", "--full", "--safety=none")]
 
 
 PEERS = {tool.program: tool for tool in (Restic, Rustic, Borg, Kopia)}
