@@ -505,6 +505,30 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_count_costs_time_and_loses_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = LocalIndex::open(folder.path(), keys()).unwrap();
+        for column in ["next", "covered", "chunks", "fresh", "stale"] {
+            for value in [i64::MIN, -5, 0, 1, 3, 300, 1 << 39, i64::MAX] {
+                index.lock().tables.empty().unwrap();
+                index.add_object(&object(1, 0..1000)).unwrap();
+                index.add_object(&object(2, 1000..1050)).unwrap();
+                index.lock().tables.db.execute(&format!("UPDATE state SET {column} = {value}"), []).unwrap();
+                if index.add_object(&object(3, 1050..1100)).is_err() {
+                    assert!(index.objects().unwrap().is_empty(), "{column} = {value}: it was made anew");
+                    [(1, 0..1000), (2, 1000..1050), (3, 1050..1100)]
+                        .into_iter()
+                        .for_each(|(number, chunks)| index.add_object(&object(number, chunks)).unwrap());
+                }
+                index.lock().kept = Kept::default();
+                assert!(!index.lock().in_memory, "{column} = {value}");
+                assert_found(&index, 0..1100);
+                index.lock().tables.drop_objects(&[1]).unwrap();
+            }
+        }
+    }
+
+    #[test]
     fn a_load_that_was_killed_is_taken_up_again() {
         let folder = tempfile::tempdir().unwrap();
         let killed = tempfile::tempdir().unwrap();

@@ -330,7 +330,7 @@ impl Tables {
         let mut state = State::read(&tx)?;
         let (first, takes_fresh) = (state.next, state.takes_fresh(object.chunks));
         let blobs: i64 = object.packs.iter().map(|pack| pack.blobs.len() as i64).sum();
-        state.next += blobs;
+        state.next = state.next.saturating_add(blobs);
         if state.next >> Place::BLOB_BITS != 0 {
             return Err(TableError::Contradiction("the numbers of blobs are used up"));
         }
@@ -341,7 +341,7 @@ impl Tables {
         }
         add_packs(&tx, tx.last_insert_rowid(), object, first)?;
         if takes_fresh {
-            state.fresh += add_fresh(&tx, object, first)?;
+            state.fresh = state.fresh.saturating_add(add_fresh(&tx, object, first)?);
             state.covered = state.next;
         }
         state.write(&tx)?;
