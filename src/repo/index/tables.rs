@@ -15,8 +15,9 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 
 use super::BlobRow;
 use super::sorter::{PLACE_BYTES, Sorter};
-use crate::format::index::Index;
-use crate::format::pack::BlobContents;
+use crate::format::index::{Index, PackIndex};
+use crate::format::manifest::CHUNK_ENTRY_BYTES;
+use crate::format::pack::{BlobContents, BlobEntry};
 use crate::id::{ChunkId, ObjectId};
 use crate::seal::keys::Keys;
 
@@ -120,9 +121,10 @@ struct BlobRows {
 
 impl ObjectRows {
     pub(super) fn new(id: ObjectId, index: &Index, keys: &Keys) -> Self {
-        let pack_rows = |pack: &crate::format::index::PackIndex| {
-            let blob_rows = |entry: &crate::format::pack::BlobEntry| {
-                let mut contents = Vec::new();
+        let pack_rows = |pack: &PackIndex| {
+            let blob_rows = |entry: &BlobEntry| {
+                let entries = entry.contents.chunks.len() + entry.contents.bases.len();
+                let mut contents = Vec::with_capacity(8 + entries * CHUNK_ENTRY_BYTES);
                 entry.contents.encode(&mut contents);
                 let check = row_check(keys, &pack.pack, entry.offset, entry.stored, &contents);
                 BlobRows { offset: entry.offset, stored: entry.stored, contents, check }
