@@ -10,7 +10,7 @@ import argon2.low_level, blake3, nacl.exceptions, zstandard
 from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt as decrypt
 
 MIB = 1 << 20
-CHUNK_MAX, PLAIN_MAX, PACK_MAX, WINDOW_MAX, BASES_MAX = MIB, 8 * MIB, 80 * MIB, 8 * MIB, 2 * MIB
+CHUNK_MAX, PLAIN_MAX, PACK_MAX, WINDOW_MAX, BASES_MAX = MIB, 8 * MIB, 80 * MIB, 8 * MIB, 4 * MIB
 MANIFEST_MAX, LINE_MAX, INLINE_MAX, DEPTH_MAX, CACHE_MAX, BOX_MIN = 4 * MIB, MIB, 4096, 8, 64 * MIB, 56
 TIME = r"(?a)\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3])(:[0-5]\d){2}(\.\d+)?Z"
 KINDS = dict(enumerate("data-blob meta-blob pack-directory index manifest mark lease removal".split(), 1))
@@ -175,7 +175,7 @@ def parse_contents(cursor, pack=None, offset=0, stored=0):
     need(allowed, f"{what}: blob with {base_count} bases at depth {depth}")
     chunks, bases = (parse_entries(cursor.take(36 * count), what) for count in (chunk_count, base_count))
     need(sum(size for _id, size in chunks) <= PLAIN_MAX, f"{what}: blob larger than 8 MiB")
-    need(sum(size for _id, size in bases) <= BASES_MAX, f"{what}: bases larger than 2 MiB")
+    need(sum(size for _id, size in bases) <= BASES_MAX, f"{what}: bases larger than 4 MiB")
     return Blob(pack, offset, stored, bytes(cursor.data[start:cursor.at]), kind, depth, chunks, bases)
 
 def open_blob(data, keys, blob, read_base, what="blob"):

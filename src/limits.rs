@@ -6,7 +6,7 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | streams being cut: `W x` ([`STREAM_BUFFER_BYTES`]) and one blob each ([`BLOB_BYTES_TARGET`] and a chunk) | 3.3 MiB x W |
+//! | streams being cut: `W x` ([`STREAM_BUFFER_BYTES`]) and one blob each ([`BLOB_BYTES_MAX`] and a chunk) | 3.3 MiB x W |
 //! | blobs waiting for a sealer, buffers to be used again: 2 [`SEAL_QUEUE_BLOBS`] + S | 2.3 MiB x (8 + S) |
 //! | each sealer: its blob, the sealed bytes, the copy inflated again, the zstd contexts | 10 MiB x S |
 //! | packs being filled or put: 1 + [`PUT_QUEUE_PACKS`] + uploaders, each [`PACK_BYTES_TARGET`] + one blob | 18 MiB x 2 |
@@ -16,7 +16,7 @@
 //! With two sealers and two streams that sums up to 104 MiB, whatever the size of the database, and the program's own pages
 //! are 12 MiB. What was measured is 86 MB for 869 MB, 119 MB for 8.7 GB (docs/performance.md) and 138 MB for 2.9 GB of random
 //! bytes, where every buffer is as full as it can be and the allocator keeps some between them. Argon2id takes 64 MiB once,
-//! before any of these exists. A restore holds [`OPENED_BLOBS`] opened blobs and a window of four for each opener, below 80 MiB.
+//! before any of these exists. A restore holds [`OPENED_BYTES`] of opened blobs and a window of four for each opener.
 //! A check holds a pack and a few opened blobs a thread. A backup that compresses against an older one keeps as many opened
 //! blobs as a restore, but reads with one thread: 115 MB.
 
@@ -28,9 +28,9 @@ pub const CHUNK_BYTES_MAX_STD: u32 = 256 << 10;
 /// No chunk of any geometry is longer than this.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 
-/// A blob is closed when its plaintext has reached this. Measured on a dump of 869 MB: the repository takes 106.3 MB with
+/// A blob that vault writes has no more plaintext than this. Measured on a dump of 869 MB: the repository takes 106.3 MB with
 /// 1 MiB, 104.3 MB with 2 MiB, 103.2 MB with 4 MiB; a restore of a single chunk opens all of its blob.
-pub const BLOB_BYTES_TARGET: usize = 2 << 20;
+pub const BLOB_BYTES_MAX: usize = (2 << 20) + (128 << 10);
 /// No blob's plaintext, nor any other sealed object's, is longer than this.
 pub const RAW_BYTES_MAX: usize = 8 << 20;
 /// No zstd frame may ask its reader for a longer window.
@@ -40,15 +40,16 @@ pub const BOX_BYTES_MIN: usize = 40 + 16;
 /// Most chunks of one blob, and most bases.
 pub const BLOB_CHUNKS_MAX: usize = 4096;
 pub const BLOB_BASES_MAX: usize = 256;
-/// Most bytes of bases, concatenated, that a blob may be compressed against.
-pub const BASE_BYTES_MAX: usize = 2 << 20;
+/// Most bytes of bases, concatenated, that a blob may be compressed against: all of another blob, and room to spare.
+pub const BASE_BYTES_MAX: usize = 4 << 20;
 /// A blob with bases may rest on blobs with bases, this deep.
 pub const DELTA_DEPTH_MAX: u8 = 8;
 
-/// A blob with candidates for bases is closed at this, so that they fit into [`BASE_BYTES_MAX`].
-pub const DELTA_BLOB_BYTES_TARGET: usize = 3 << 19;
-/// Chains that vault writes: a chunk in a blob this deep is not a base, its own bases are.
-pub const DELTA_DEPTH_WRITTEN: u8 = 3;
+/// A blob ends where the one that it rests on ends, if it has this much.
+pub const DELTA_BLOB_BYTES_MIN: usize = 128 << 10;
+/// Depth of chains in a repository that asks for no other: a chunk in a blob this deep is not a base, what its chain begins
+/// with is. docs/decisions/delta.md has what each depth costs.
+pub const DELTA_DEPTH_STD: u8 = 8;
 /// Chunks of an item's earlier version that are known at a time, behind and ahead of the place being written.
 pub const EARLIER_CHUNKS_BEHIND: usize = 1024;
 pub const EARLIER_CHUNKS_AHEAD: usize = 2048;
@@ -107,5 +108,7 @@ pub const SEAL_QUEUE_BLOBS: usize = 4;
 pub const PUT_QUEUE_PACKS: usize = 0;
 /// Blobs of which a backup remembers that they have all their bases.
 pub const STANDING_BLOBS: usize = 64 << 10;
-/// Opened blobs that a reader keeps: blobs with bases come back to the same older ones again and again.
-pub const OPENED_BLOBS: usize = 12;
+/// Bytes of opened blobs that a reader keeps for each of its openers. Where a place changed every day, what is there now lies
+/// in blobs of many days, which rest on each other: after 31 days a restore opens 5.5 times as many bytes as the blobs have
+/// with 24 MB, 1.3 times with 48 MB, 1.1 times with 64 MB.
+pub const OPENED_BYTES: usize = 16 << 20;

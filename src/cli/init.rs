@@ -9,7 +9,10 @@ use super::exit::{CliError, Exit};
 use super::secret;
 use crate::backend::probe::{Verdict, probe_location};
 use crate::backend::{Backend, BackendError};
-use crate::repo::{RepoError, Repository};
+use crate::format::config::{Config, DeltaParams};
+use crate::id::RepoId;
+use crate::limits::{DELTA_DEPTH_MAX, DELTA_DEPTH_STD};
+use crate::repo::{RepoError, Repository, random};
 
 /// Make a new repository, in a folder or a bucket
 ///
@@ -26,6 +29,13 @@ pub struct Args {
     /// Name of the key slot, for `vault key list`
     #[arg(long, default_value = "first")]
     label: String,
+    /// How long chains of changes may get: 8 stores least, less restores faster, 0 stores all that changed in full
+    ///
+    /// What changed is stored against what it was the day before, that against the day before that, and so on; after so many
+    /// it is stored against where the chain began. A restore reads the whole chain.
+    #[arg(long, value_name = "N", default_value_t = DELTA_DEPTH_STD,
+          value_parser = clap::value_parser!(u8).range(..=i64::from(DELTA_DEPTH_MAX)))]
+    delta_depth: u8,
     /// Make it even if the store does not do what a repository needs
     #[arg(long)]
     unsafe_store: bool,
@@ -43,7 +53,9 @@ pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error.into()),
     }
     probe(context, args.unsafe_store)?;
-    let repo = Repository::init(backend, &secret, &args.label, context.now(), &context.places)?;
+    let config =
+        Config { delta: DeltaParams { depth: args.delta_depth }, ..Config::new(RepoId(random()?), context.now()) };
+    let repo = Repository::init_with(backend, &secret, &args.label, config, &context.places)?;
     let location = repo.backend.properties().location;
     if context.global.json {
         context.print(json!({ "repository": repo.config.repository, "location": location }))?;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::format::FormatError;
 use crate::format::manifest::ChunkerParams;
 use crate::id::RepoId;
-use crate::limits::{CHUNK_BYTES_AVG_STD, CHUNK_BYTES_MAX_STD, CHUNK_BYTES_MIN_STD, CONFIG_BYTES_MAX};
+use crate::limits::{CHUNK_BYTES_AVG_STD, CHUNK_BYTES_MAX_STD, CHUNK_BYTES_MIN_STD, CONFIG_BYTES_MAX, DELTA_DEPTH_STD};
 
 /// The repository format that this code reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -28,7 +28,22 @@ pub struct Config {
     pub created: Timestamp,
     /// Geometry of streams whose source asks for no other.
     pub chunker: ChunkerParams,
+    #[serde(default)]
+    pub delta: DeltaParams,
     pub features: Features,
+}
+
+/// How what changed is stored against what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeltaParams {
+    /// Longest chains of blobs that a writer makes, up to [`DELTA_DEPTH_MAX`](crate::limits::DELTA_DEPTH_MAX); 0 for none.
+    pub depth: u8,
+}
+
+impl Default for DeltaParams {
+    fn default() -> Self {
+        Self { depth: DELTA_DEPTH_STD }
+    }
 }
 
 /// Features in use, by what a program that does not know them must refuse to do.
@@ -58,6 +73,7 @@ impl Config {
             repository,
             created,
             chunker: standard_chunker(),
+            delta: DeltaParams::default(),
             features: Features::default(),
         }
     }

@@ -14,21 +14,22 @@ use crate::format::manifest::ChunkEntry;
 use crate::format::pack::{BlobContents, BlobEntry, BlobKind, encode_directory, encode_trailer};
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{
-    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_TARGET, DELTA_DEPTH_WRITTEN, INDEX_CHUNKS_MAX, PACK_BYTES_TARGET,
-    PACK_CHUNKS_MAX, PUT_QUEUE_PACKS, SEAL_QUEUE_BLOBS,
+    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, INDEX_CHUNKS_MAX, PACK_BYTES_TARGET, PACK_CHUNKS_MAX,
+    PUT_QUEUE_PACKS, SEAL_QUEUE_BLOBS,
 };
 use crate::pipeline::PipelineError;
-use crate::pipeline::read::Reader;
-use crate::repo::index::Location;
+use crate::pipeline::read::{Joined, Part, Reader};
+use crate::pipeline::stream::{Base, BlobPlace};
+use crate::repo::index::{BlobRow, Location};
 use crate::repo::{RepoError, Repository, pack_name, random};
-use crate::seal::blob::{Opener, Sealer};
+use crate::seal::blob::{Bases, Opener, Sealer};
 use crate::seal::boxed::seal_object;
 use crate::seal::keys::{Keys, Kind};
 
 /// A blob on its way.
 pub enum Blob {
     /// New chunks, to be sealed; the candidates are older chunks that may resemble them.
-    Plain { contents: BlobContents, plaintext: Vec<u8>, candidates: Vec<ChunkEntry> },
+    Plain { contents: BlobContents, plaintext: Vec<u8>, candidates: Vec<Base> },
     /// Sealed before and copied as it is.
     Sealed { contents: BlobContents, stored: Bytes },
 }
@@ -91,56 +92,84 @@ pub struct BaseFinder {
     pub reader: Arc<Reader>,
     /// Packs that nothing new may rest on.
     pub marked: Arc<HashSet<ObjectId>>,
-    /// Packs that the snapshot rests on.
-    pub rests_on: Arc<Mutex<HashSet<ObjectId>>>,
+    /// Chains are at most this deep.
+    pub depth_max: u8,
 }
 
 impl BaseFinder {
-    /// Sets bases and depth of `contents` and returns the bases' plaintext, concatenated. Bases that cannot be had are left
-    /// out: a blob can do without.
-    fn gather(&self, contents: &mut BlobContents, candidates: &[ChunkEntry]) -> Vec<u8> {
-        let mut chosen = Vec::new();
+    /// Sets bases and depth of `contents` and returns the bases' plaintext, concatenated, and how many bytes the blob should
+    /// take without. Bases that cannot be had are left out: a blob can do without.
+    fn gather(&self, contents: &mut BlobContents, candidates: Vec<Base>) -> (Joined, usize) {
+        let alone_bytes = candidates.first().map_or(0, |base| self.alone_bytes(&base.place, contents.raw_bytes()));
+        let (mut chosen, mut seen): (Vec<(ChunkEntry, Location)>, _) = (Vec::new(), HashSet::new());
         for candidate in candidates {
-            let Some(found) = self.find(candidate) else { continue };
-            let blob = &found.blob.contents;
-            if blob.depth < DELTA_DEPTH_WRITTEN {
-                chosen.push(*candidate);
-            } else {
-                // The end of a chain: what that blob rests on is as good, and less deep.
-                chosen.extend(&blob.bases);
+            if candidate.place.blob.contents.depth >= self.depth_max {
+                // The end of a chain: what it begins with is the next best.
+                self.add_roots(&candidate.place.blob, &mut seen, &mut chosen);
+            } else if chosen.iter().all(|(entry, _)| *entry != candidate.entry) {
+                chosen.push((candidate.entry, candidate.place));
             }
         }
-        let mut plaintext = Vec::new();
+        let mut parts: Vec<Part> = Vec::new();
+        let (mut count, mut bytes) = (0, 0);
+        for (entry, place) in chosen {
+            if count == BLOB_BASES_MAX || bytes + entry.bytes as usize > BASE_BYTES_MAX {
+                break;
+            }
+            (count, bytes) = (count + 1, bytes + entry.bytes as usize);
+            if !parts.last_mut().is_some_and(|part| part.blob.is(&place.blob) && part.extend(&entry)) {
+                parts.push(place.into());
+            }
+        }
         let mut opener = Opener::default();
-        for base in chosen {
-            let bytes = plaintext.len() + base.bytes as usize;
-            if contents.bases.len() >= BLOB_BASES_MAX || bytes > BASE_BYTES_MAX || contents.bases.contains(&base) {
-                continue;
-            }
-            let Some(found) = self.find(&base).filter(|found| found.blob.contents.depth < DELTA_DEPTH_WRITTEN) else {
-                continue;
-            };
-            match self.reader.plaintext_at(&mut opener, &found) {
-                Ok((bytes, range)) => {
-                    plaintext.extend_from_slice(&bytes[range]);
-                    contents.bases.push(base);
-                    contents.depth = contents.depth.max(found.blob.contents.depth + 1);
+        let mut bases = Joined::new(bytes);
+        for part in parts {
+            match self.reader.part(&mut opener, &part) {
+                Ok(piece) => {
+                    self.reader.join(&mut bases, piece);
+                    contents.bases.extend(&part.blob.contents.chunks[part.positions]);
+                    contents.depth = contents.depth.max(part.blob.contents.depth + 1);
                 }
-                Err(error) => tracing::debug!("chunk {} is no base: {error}", base.id),
+                Err(error) => tracing::debug!("pack {} gives no bases: {error}", part.blob.pack),
             }
         }
-        plaintext
+        (bases, alone_bytes)
     }
 
-    fn find(&self, entry: &ChunkEntry) -> Option<Location> {
-        let found = self.reader.repo().index.find(&entry.id, |pack| !self.marked.contains(pack))?;
+    /// What `raw_bytes` would take alone, going by the blob at the beginning of the chain that leads to `place`.
+    fn alone_bytes(&self, place: &Location, raw_bytes: usize) -> usize {
+        let mut blob = place.blob.clone();
+        while let Some(base) = blob.contents.bases.first() {
+            let Some(found) = self.find_below(base, blob.contents.depth) else { return raw_bytes };
+            blob = found.blob;
+        }
+        raw_bytes * blob.stored as usize / blob.contents.raw_bytes().max(1)
+    }
+
+    /// Adds the chunks that stand alone and that `blob` rests on in the end. A blob that was `seen` adds nothing.
+    fn add_roots(&self, blob: &BlobRow, seen: &mut HashSet<BlobPlace>, roots: &mut Vec<(ChunkEntry, Location)>) {
+        if !seen.insert((blob.pack, blob.offset)) {
+            return;
+        }
+        let mut last: Option<Location> = None;
+        for base in &blob.contents.bases {
+            let next = last.and_then(|last| last.next(base));
+            last = next.or_else(|| self.find_below(base, blob.contents.depth));
+            let Some(place) = &last else { continue };
+            if !place.blob.contents.bases.is_empty() {
+                self.add_roots(&place.blob, seen, roots);
+            } else if roots.iter().all(|(entry, _)| entry != base) {
+                roots.push((*base, place.clone()));
+            }
+        }
+    }
+
+    /// A base lies in a blob less deep than the one that rests on it.
+    fn find_below(&self, base: &ChunkEntry, depth: u8) -> Option<Location> {
+        let usable = |blob: &BlobRow| blob.contents.depth < depth && !self.marked.contains(&blob.pack);
+        let found = self.reader.repo().index.find_blob(&base.id, usable)?;
         let blob = &found.blob.contents;
-        (blob.kind == BlobKind::Data && blob.chunks[found.position] == *entry).then_some(found)
-    }
-
-    fn rest_on(&self, bases: &[ChunkEntry]) {
-        let packs: Vec<_> = bases.iter().filter_map(|base| self.find(base)).map(|found| found.blob.pack).collect();
-        self.rests_on.lock().expect("no code panics while it holds this lock").extend(packs);
+        (blob.kind == BlobKind::Data && blob.chunks[found.position] == *base).then_some(found)
     }
 }
 
@@ -286,15 +315,16 @@ fn seal_blobs(
         let done = match blob {
             Blob::Sealed { contents, stored } => SealedBlob { contents, stored },
             Blob::Plain { mut contents, mut plaintext, candidates } => {
-                let bases = match &shared.bases {
-                    Some(finder) if !candidates.is_empty() => finder.gather(&mut contents, &candidates),
-                    _ => Vec::new(),
+                let (bases, alone_bytes) = match &shared.bases {
+                    Some(finder) if !candidates.is_empty() => finder.gather(&mut contents, candidates),
+                    _ => (Joined::default(), 0),
                 };
+                let given = Bases { plaintext: bases.bytes(), alone_bytes };
                 let mut stored = shared.spare_sealed.1.try_recv().unwrap_or_default();
                 let entropy = random().map_err(PipelineError::Repo)?;
-                sealer.seal(&shared.repo.keys, &mut contents, &plaintext, &bases, &entropy, &mut stored)?;
+                sealer.seal(&shared.repo.keys, &mut contents, &plaintext, given, &entropy, &mut stored)?;
                 if let Some(finder) = &shared.bases {
-                    finder.rest_on(&contents.bases);
+                    finder.reader.take_back(bases);
                 }
                 plaintext.clear();
                 let _ = shared.spare.0.try_send(plaintext);
@@ -367,7 +397,7 @@ fn fill_packs(
             let mut buffer = Vec::from(buffer);
             buffer.clear();
             // A blob that was copied may be the last piece of a whole pack.
-            if buffer.capacity() <= 2 * BLOB_BYTES_TARGET {
+            if buffer.capacity() <= 2 * BLOB_BYTES_MAX {
                 let _ = shared.spare_sealed.0.try_send(buffer);
             }
         }

@@ -11,20 +11,22 @@ use crate::backend::BackendError;
 use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry, Item, Manifest, StreamRef, decode_entries};
 use crate::format::pack::BlobKind;
 use crate::id::{ChunkId, ObjectId};
-use crate::limits::{DELTA_DEPTH_MAX, ITEM_LINE_BYTES_MAX, OPENED_BLOBS, STREAM_DEPTH_MAX};
+use crate::limits::{BLOB_BYTES_MAX, DELTA_DEPTH_MAX, ITEM_LINE_BYTES_MAX, OPENED_BYTES, STREAM_DEPTH_MAX};
 use crate::pipeline::{PathHash, PipelineError, path_hash};
 use crate::progress::Progress;
 use crate::repo::index::{BlobRow, Location};
 use crate::repo::{RepoError, Repository, damaged, pack_name};
-use crate::seal::blob::Opener;
+use crate::seal::blob::{Opener, compare_names};
 
 /// A window of a stream is opened as one piece of work: at most this many blobs, and about this many bytes.
-const WINDOW_BLOBS: usize = 4;
+const WINDOW_BLOBS: usize = 2;
 const WINDOW_BYTES: usize = 4 << 20;
 /// Blobs of one pack that lie this close together are fetched in one request.
 const GAP_BYTES: u32 = 128 << 10;
 /// Buffers that wait to be filled again.
 const SPARE_BUFFERS: usize = 2 * WINDOW_BLOBS;
+/// Others would have to grow, or hold more than they are needed for.
+const SPARE_BYTES: Range<usize> = BLOB_BYTES_MAX / 2..BLOB_BYTES_MAX / 2 * 3;
 
 /// Reads streams of one repository. Usable from several threads at once; they share the opened blobs.
 pub struct Reader {
@@ -32,18 +34,74 @@ pub struct Reader {
     openers: usize,
     progress: Progress,
     /// Blobs that may be asked for again, the ones used last at the end.
-    opened: Mutex<VecDeque<(ObjectId, u32, Arc<Vec<u8>>)>>,
+    opened: Mutex<VecDeque<OpenedBlob>>,
     /// Buffers to be filled again, the ones used last at the end: they are still in the processor's cache.
     spare: Mutex<Vec<Vec<u8>>>,
+}
+
+/// A blob that was opened.
+struct OpenedBlob {
+    pack: ObjectId,
+    offset: u32,
+    plaintext: Arc<Vec<u8>>,
+    /// Whether its chunks were compared with their names.
+    is_named: bool,
 }
 
 /// A piece of an opened blob.
 pub type Bytes = (Arc<Vec<u8>>, Range<usize>);
 
 /// A run of chunks that lie in one blob.
-struct Part {
-    blob: Arc<BlobRow>,
-    positions: Range<usize>,
+pub struct Part {
+    pub blob: Arc<BlobRow>,
+    pub positions: Range<usize>,
+}
+
+impl From<Location> for Part {
+    fn from(place: Location) -> Self {
+        Self { blob: place.blob, positions: place.position..place.position + 1 }
+    }
+}
+
+impl Part {
+    /// Takes in the next chunk of the blob, if that is `entry`.
+    pub fn extend(&mut self, entry: &ChunkEntry) -> bool {
+        let is_next = self.blob.contents.chunks.get(self.positions.end) == Some(entry);
+        self.positions.end += usize::from(is_next);
+        is_next
+    }
+
+    /// Whether this is all of the blob, or nearly: who has read it rarely comes back for the rest.
+    fn is_whole(&self) -> bool {
+        self.positions.len() * 8 >= self.blob.contents.chunks.len() * 7
+    }
+}
+
+/// The plaintext of parts, joined; that of one alone stays where it is.
+#[derive(Default)]
+pub struct Joined {
+    alone: Option<Bytes>,
+    joined: Vec<u8>,
+    bytes_expected: usize,
+}
+
+impl Joined {
+    /// Nothing yet, of what will be so many bytes.
+    pub fn new(bytes_expected: usize) -> Self {
+        Self { bytes_expected, ..Self::default() }
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        self.alone.as_ref().map_or(&self.joined, |(bytes, range)| &bytes[range.clone()])
+    }
+}
+
+/// Which blobs of a chain have their chunks compared with their names. Bytes that a wrong base leads to are found out either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compare {
+    /// The one that was asked for.
+    Last,
+    All,
 }
 
 struct Job {
@@ -161,10 +219,37 @@ impl Reader {
         if let Some(mut buffer) = Arc::into_inner(bytes) {
             buffer.clear();
             let mut spare = self.spare.lock().expect("no code panics while it holds this lock");
-            if spare.len() < SPARE_BUFFERS {
+            if spare.len() < SPARE_BUFFERS && SPARE_BYTES.contains(&buffer.capacity()) {
                 spare.push(buffer);
             }
         }
+    }
+
+    /// An empty buffer, used before if there is one.
+    fn spare_buffer(&self) -> Vec<u8> {
+        self.spare.lock().expect("no code panics while it holds this lock").pop().unwrap_or_default()
+    }
+
+    /// Appends a part's plaintext.
+    pub fn join(&self, joined: &mut Joined, (bytes, range): Bytes) {
+        if joined.bytes().is_empty() {
+            joined.alone = Some((bytes, range));
+            return;
+        }
+        if let Some((first, range)) = joined.alone.take() {
+            joined.joined = self.spare_buffer();
+            joined.joined.reserve(joined.bytes_expected.max(first.len()));
+            joined.joined.extend_from_slice(&first[range]);
+            self.give_back(first);
+        }
+        joined.joined.extend_from_slice(&bytes[range]);
+        self.give_back(bytes);
+    }
+
+    /// Keeps the buffers of parts that nobody needs any more.
+    pub fn take_back(&self, joined: Joined) {
+        let Joined { alone, joined, .. } = joined;
+        self.give_back(alone.map_or_else(|| Arc::new(joined), |(bytes, _)| bytes));
     }
 
     fn plan(
@@ -237,8 +322,7 @@ impl Reader {
 
     /// The plaintext of one chunk: a range of its blob's.
     pub(crate) fn chunk(&self, kind: BlobKind, entry: &ChunkEntry) -> Result<Bytes, PipelineError> {
-        let Location { blob, position } = self.locate(entry, kind)?;
-        let part = Part { blob, positions: position..position + 1 };
+        let part = Part::from(self.locate(entry, kind)?);
         let mut bytes = self.open_window(&mut Opener::default(), vec![part])?;
         Ok(bytes.pop().expect("one part in, one run of bytes out"))
     }
@@ -248,18 +332,22 @@ impl Reader {
         &self.repo
     }
 
-    /// The plaintext of a chunk whose place is known.
-    pub fn plaintext_at(&self, opener: &mut Opener, place: &Location) -> Result<Bytes, PipelineError> {
-        let plaintext = self.fetch_and_open(opener, &place.blob, 0)?;
-        Ok((plaintext, place.blob.range_of(&(place.position..place.position + 1))))
+    /// The plaintext of chunks whose place is known.
+    pub fn part(&self, opener: &mut Opener, part: &Part) -> Result<Bytes, PipelineError> {
+        self.piece(opener, part, 0, Compare::Last)
+    }
+
+    fn piece(&self, opener: &mut Opener, part: &Part, depth: u8, compare: Compare) -> Result<Bytes, PipelineError> {
+        let plaintext = self.fetch_and_open(opener, &part.blob, depth, compare, !part.is_whole())?;
+        Ok((plaintext, part.blob.range_of(&part.positions)))
     }
 
     /// Fetches and opens the blobs of a window. What cannot be had where the index says is looked for elsewhere.
     fn open_window(&self, opener: &mut Opener, window: Vec<Part>) -> Result<Vec<Bytes>, PipelineError> {
         let mut blobs: Vec<(Arc<BlobRow>, Option<Arc<Vec<u8>>>)> = Vec::new();
         for part in &window {
-            if !blobs.iter().any(|(blob, _)| same_blob(blob, &part.blob)) {
-                blobs.push((part.blob.clone(), self.kept(&part.blob)));
+            if !blobs.iter().any(|(blob, _)| blob.is(&part.blob)) {
+                blobs.push((part.blob.clone(), self.kept(&part.blob, true)));
             }
         }
         let mut failures: Vec<(Arc<BlobRow>, PipelineError)> = Vec::new();
@@ -288,10 +376,10 @@ impl Reader {
                 Ok(bytes) => {
                     for (blob, plaintext) in &mut blobs[at..at + run] {
                         let start = (blob.offset - first.offset) as usize;
-                        match self.open(opener, blob, &bytes[start..start + blob.stored as usize], 0) {
+                        match self.open(opener, blob, &bytes[start..start + blob.stored as usize]) {
                             Ok(opened) => {
                                 if !used_up(blob, &window) {
-                                    self.keep(blob, &opened);
+                                    self.keep(blob, &opened, true);
                                 }
                                 *plaintext = Some(opened);
                             }
@@ -304,12 +392,12 @@ impl Reader {
         }
         let mut out = Vec::with_capacity(window.len());
         for part in window {
-            let (_, opened) = blobs.iter().find(|(blob, _)| same_blob(blob, &part.blob)).expect("it was added above");
+            let (_, opened) = blobs.iter().find(|(blob, _)| blob.is(&part.blob)).expect("it was added above");
             if let Some(plaintext) = opened {
                 out.push((plaintext.clone(), part.blob.range_of(&part.positions)));
                 continue;
             }
-            let at = failures.iter().position(|(blob, _)| same_blob(blob, &part.blob)).expect("not opened is failed");
+            let at = failures.iter().position(|(blob, _)| blob.is(&part.blob)).expect("not opened is failed");
             for entry in &part.blob.contents.chunks[part.positions.clone()] {
                 match self.chunk_elsewhere(opener, entry, &part.blob) {
                     Some(bytes) => out.push(bytes),
@@ -327,65 +415,122 @@ impl Reader {
         self.repo.load_index(&Progress::default()).ok()?;
         let index = &self.repo.index;
         let found = index.find(&entry.id, |pack| *pack != bad.pack).or_else(|| index.find(&entry.id, |_| true))?;
-        let plaintext = self.fetch_and_open(opener, &found.blob, 0).ok()?;
-        let range = found.blob.range_of(&(found.position..found.position + 1));
-        (found.blob.contents.chunks[found.position] == *entry).then_some((plaintext, range))
+        (found.blob.contents.chunks[found.position] == *entry).then(|| self.part(opener, &found.into()).ok())?
     }
 
-    fn fetch_and_open(&self, opener: &mut Opener, blob: &BlobRow, depth: u8) -> Result<Arc<Vec<u8>>, PipelineError> {
-        if let Some(plaintext) = self.kept(blob) {
+    /// `keep` says that somebody may come back for more of it.
+    fn fetch_and_open(
+        &self,
+        opener: &mut Opener,
+        blob: &BlobRow,
+        depth: u8,
+        compare: Compare,
+        keep: bool,
+    ) -> Result<Arc<Vec<u8>>, PipelineError> {
+        let is_named = depth == 0 || compare == Compare::All;
+        if let Some(plaintext) = self.kept(blob, is_named) {
             return Ok(plaintext);
         }
         let range = u64::from(blob.offset)..u64::from(blob.offset) + u64::from(blob.stored);
         let sealed = self.repo.backend.get(&pack_name(&blob.pack), Some(range)).map_err(RepoError::from)?;
-        let plaintext = self.open(opener, blob, &sealed, depth)?;
-        self.keep(blob, &plaintext);
+        let mut plaintext = self.open_at(opener, blob, &sealed, depth, compare)?;
+        if keep {
+            // What is kept takes no more memory than it counts for.
+            if plaintext.capacity() > plaintext.len() / 4 * 5 {
+                let exact = Arc::new(plaintext.as_slice().to_vec());
+                self.give_back(std::mem::replace(&mut plaintext, exact));
+            }
+            self.keep(blob, &plaintext, is_named);
+        }
         Ok(plaintext)
     }
 
-    /// Opens a blob, after its bases. `depth` counts how many blobs wait for this one.
+    /// Opens a blob, after its bases.
     pub(crate) fn open(
         &self,
         opener: &mut Opener,
         blob: &BlobRow,
         sealed: &[u8],
-        depth: u8,
     ) -> Result<Arc<Vec<u8>>, PipelineError> {
-        let bases_bytes = blob.contents.bases.iter().map(|base| base.bytes as usize).sum();
-        let mut bases = Vec::with_capacity(bases_bytes);
-        for base in &blob.contents.bases {
-            if depth >= DELTA_DEPTH_MAX {
-                return Err(stream_error("its chunks rest on each other too deep"));
-            }
-            let found = self.locate_base(base, blob.contents.depth)?;
-            let plaintext = self.fetch_and_open(opener, &found.blob, depth + 1)?;
-            bases.extend_from_slice(&plaintext[found.blob.range_of(&(found.position..found.position + 1))]);
+        let opened = self.open_at(opener, blob, sealed, 0, Compare::Last);
+        if !blob.contents.bases.is_empty() && matches!(opened, Err(PipelineError::Repo(RepoError::Damaged { .. }))) {
+            // If it is one of its bases that is not what it should be, that one is named.
+            return self.open_at(opener, blob, sealed, 0, Compare::All);
         }
-        let mut plaintext =
-            self.spare.lock().expect("no code panics while it holds this lock").pop().unwrap_or_default();
-        opener
-            .open(&self.repo.keys, &blob.contents, sealed, &bases, &mut plaintext)
-            .map_err(|error| damaged(&format!("{} (blob at {})", pack_name(&blob.pack), blob.offset), &error))?;
+        opened
+    }
+
+    /// `depth` counts how many blobs wait for this one.
+    fn open_at(
+        &self,
+        opener: &mut Opener,
+        blob: &BlobRow,
+        sealed: &[u8],
+        depth: u8,
+        compare: Compare,
+    ) -> Result<Arc<Vec<u8>>, PipelineError> {
+        let contents = &blob.contents;
+        if depth > DELTA_DEPTH_MAX {
+            return Err(stream_error("its chunks rest on each other too deep"));
+        }
+        let mut parts: Vec<Part> = Vec::new();
+        for base in &contents.bases {
+            if !parts.last_mut().is_some_and(|part| part.extend(base)) {
+                parts.push(self.locate_base(base, contents.depth)?.into());
+            }
+        }
+        let mut bases = Joined::new(contents.bases.iter().map(|base| base.bytes as usize).sum());
+        for part in &parts {
+            self.join(&mut bases, self.piece(opener, part, depth + 1, compare)?);
+        }
+        let mut plaintext = self.spare_buffer();
+        let keys = &self.repo.keys;
+        let opened = if depth == 0 || compare == Compare::All {
+            opener.open(keys, contents, sealed, bases.bytes(), &mut plaintext)
+        } else {
+            opener.open_unnamed(keys, contents, sealed, bases.bytes(), &mut plaintext)
+        };
+        opened.map_err(|error| damaged(&format!("{} (blob at {})", pack_name(&blob.pack), blob.offset), &error))?;
+        self.take_back(bases);
         Ok(Arc::new(plaintext))
     }
 
     /// Keeps an opened blob for whoever asks for it next.
-    fn keep(&self, blob: &BlobRow, plaintext: &Arc<Vec<u8>>) {
+    fn keep(&self, blob: &BlobRow, plaintext: &Arc<Vec<u8>>, is_named: bool) {
+        let new = OpenedBlob { pack: blob.pack, offset: blob.offset, plaintext: plaintext.clone(), is_named };
         let mut opened = self.opened.lock().expect("no code panics while it holds this lock");
-        let oldest = if opened.len() >= OPENED_BLOBS { opened.pop_front() } else { None };
-        opened.push_back((blob.pack, blob.offset, plaintext.clone()));
-        drop(opened);
-        if let Some((_, _, bytes)) = oldest {
-            self.give_back(bytes);
+        opened.push_back(new);
+        let mut bytes: usize = opened.iter().map(|kept| kept.plaintext.len()).sum();
+        let mut oldest = Vec::new();
+        while bytes > OPENED_BYTES * self.openers
+            && let Some(kept) = opened.pop_front()
+        {
+            bytes -= kept.plaintext.len();
+            oldest.push(kept.plaintext);
         }
+        drop(opened);
+        oldest.into_iter().for_each(|plaintext| self.give_back(plaintext));
     }
 
-    /// A blob that is still open; the ones used last are kept longest.
-    fn kept(&self, blob: &BlobRow) -> Option<Arc<Vec<u8>>> {
-        let mut opened = self.opened.lock().expect("no code panics while it holds this lock");
-        let at = opened.iter().position(|(pack, offset, _)| *pack == blob.pack && *offset == blob.offset)?;
-        let kept = opened.remove(at).expect("it was found there");
-        let plaintext = kept.2.clone();
+    /// A blob that is still open; the ones used last are kept longest. With `is_named` its chunks have been compared with
+    /// their names.
+    fn kept(&self, blob: &BlobRow, is_named: bool) -> Option<Arc<Vec<u8>>> {
+        let lock = || self.opened.lock().expect("no code panics while it holds this lock");
+        let take = |opened: &mut VecDeque<OpenedBlob>| {
+            let at = opened.iter().position(|kept| kept.pack == blob.pack && kept.offset == blob.offset)?;
+            opened.remove(at)
+        };
+        let mut opened = lock();
+        let mut kept = take(&mut opened)?;
+        if is_named && !kept.is_named {
+            drop(opened);
+            compare_names(&self.repo.keys, &blob.contents, &kept.plaintext).ok()?;
+            kept.is_named = true;
+            opened = lock();
+            // Somebody else may have opened it meanwhile.
+            take(&mut opened);
+        }
+        let plaintext = kept.plaintext.clone();
         opened.push_back(kept);
         Some(plaintext)
     }
@@ -453,7 +598,21 @@ impl Reader {
     }
 }
 
+impl Location {
+    /// The chunk after this one in its blob, if it is `entry`.
+    pub fn next(&self, entry: &ChunkEntry) -> Option<Self> {
+        let position = self.position + 1;
+        let is_next = self.blob.contents.chunks.get(position) == Some(entry);
+        is_next.then(|| Self { blob: self.blob.clone(), position })
+    }
+}
+
 impl BlobRow {
+    /// Whether this is the same blob, in the same pack.
+    pub fn is(&self, other: &Self) -> bool {
+        self.pack == other.pack && self.offset == other.offset
+    }
+
     /// Where a run of chunks lies in the blob's plaintext, in bytes.
     pub fn range_of(&self, positions: &Range<usize>) -> Range<usize> {
         let sum = |chunks: &[ChunkEntry]| chunks.iter().map(|chunk| chunk.bytes as usize).sum::<usize>();
@@ -480,22 +639,21 @@ impl<'r> Planner<'r> {
     fn add(&mut self, entry: ChunkEntry) -> Result<Option<Vec<Part>>, PipelineError> {
         // Most often the next chunk is the next one of the same blob.
         if let Some(part) = self.window.last_mut()
-            && part.blob.contents.chunks.get(part.positions.end) == Some(&entry)
             && part.blob.contents.kind == self.kind
+            && part.extend(&entry)
         {
-            part.positions.end += 1;
             self.bytes += entry.bytes as usize;
             return Ok(None);
         }
-        let Location { blob, position } = self.reader.locate(&entry, self.kind)?;
-        let known = self.blobs.iter().any(|other| same_blob(other, &blob));
+        let part = Part::from(self.reader.locate(&entry, self.kind)?);
+        let known = self.blobs.iter().any(|other| other.is(&part.blob));
         let full = (!known && self.blobs.len() >= WINDOW_BLOBS) || self.bytes >= WINDOW_BYTES;
         let done = full.then(|| self.rest());
         if full || !known {
-            self.blobs.push(blob.clone());
+            self.blobs.push(part.blob.clone());
         }
         self.bytes += entry.bytes as usize;
-        self.window.push(Part { blob, positions: position..position + 1 });
+        self.window.push(part);
         Ok(done)
     }
 
@@ -506,13 +664,9 @@ impl<'r> Planner<'r> {
     }
 }
 
-fn same_blob(a: &BlobRow, b: &BlobRow) -> bool {
-    a.pack == b.pack && a.offset == b.offset
-}
-
 /// Whether a window takes a blob whole: a stream rarely comes back to one of these.
 fn used_up(blob: &BlobRow, window: &[Part]) -> bool {
-    let used: usize = window.iter().filter(|part| same_blob(&part.blob, blob)).map(|part| part.positions.len()).sum();
+    let used: usize = window.iter().filter(|part| part.blob.is(blob)).map(|part| part.positions.len()).sum();
     used >= blob.contents.chunks.len()
 }
 

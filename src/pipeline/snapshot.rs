@@ -9,7 +9,7 @@ use crate::chunk::Chunker;
 use crate::format::manifest::{ChunkerParams, Item, Manifest, StreamRef, check_item_path};
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
-use crate::limits::{EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, ITEM_LINE_BYTES_MAX};
+use crate::limits::{DELTA_DEPTH_MAX, EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, ITEM_LINE_BYTES_MAX};
 use crate::pipeline::delta::Earlier;
 use crate::pipeline::packer::{Added, BaseFinder, Packer, Pending};
 use crate::pipeline::read::Reader;
@@ -89,13 +89,11 @@ impl SnapshotWriter {
         let (pending, added) = (Arc::<Pending>::default(), Arc::<Added>::default());
         let (marked, rests_on) = (Arc::new(marked), Arc::<Mutex<HashSet<ObjectId>>>::default());
         let reader = Arc::new(Reader::new(repo.clone(), 1, Progress::default()));
-        let parent = parent.filter(|_| options.delta);
+        let depth_max = if options.delta { repo.config.delta.depth.min(DELTA_DEPTH_MAX) } else { 0 };
+        let parent = parent.filter(|_| depth_max > 0);
         let earlier = parent.map_or_else(HashMap::new, |parent| earlier_streams(&reader, parent));
-        let bases = (!earlier.is_empty()).then(|| BaseFinder {
-            reader: reader.clone(),
-            marked: marked.clone(),
-            rests_on: rests_on.clone(),
-        });
+        let bases =
+            (!earlier.is_empty()).then(|| BaseFinder { reader: reader.clone(), marked: marked.clone(), depth_max });
         let packer = Packer::start(repo.clone(), pending.clone(), added.clone(), bases, options.sealers, options.level);
         let shared = Arc::new(Shared {
             repo,

@@ -11,7 +11,7 @@ use crate::format::manifest::{ChunkEntry, StreamRef, encode_entries};
 use crate::format::pack::{BlobContents, BlobKind};
 use crate::id::ObjectId;
 use crate::limits::{
-    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_TARGET, BLOB_CHUNKS_MAX, DELTA_BLOB_BYTES_TARGET, LIST_INLINE_ENTRIES,
+    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, DELTA_BLOB_BYTES_MIN, LIST_INLINE_ENTRIES,
     STANDING_BLOBS, STREAM_BUFFER_BYTES,
 };
 use crate::pipeline::PipelineError;
@@ -20,11 +20,11 @@ use crate::pipeline::packer::{Blob, Packer, Pending};
 use crate::pipeline::snapshot::Counters;
 use crate::progress::Progress;
 use crate::repo::Repository;
-use crate::repo::index::BlobRow;
+use crate::repo::index::{BlobRow, Location};
 use crate::seal::blob::name_of;
 
 /// Below this a blob's rest at the end of a stream waits for the next stream, so that small items share blobs.
-const TAIL_BYTES_MIN: usize = BLOB_BYTES_TARGET / 2;
+const TAIL_BYTES_MIN: usize = 1 << 20;
 /// Less than this is hashed and cut one after the other: a second thread would cost more than it saves.
 const SIDE_BY_SIDE_BYTES_MIN: usize = 128 << 10;
 
@@ -40,8 +40,8 @@ pub struct Shared {
     pub marked: Arc<HashSet<ObjectId>>,
     /// Old packs that this backup rests on.
     pub rests_on: Arc<Mutex<HashSet<ObjectId>>>,
-    /// Blobs that were looked at: whether they have all their bases.
-    pub standing: Mutex<HashMap<(ObjectId, u32), bool>>,
+    /// Blobs that were looked at: if they have all their bases, the blob at the beginning of their chain.
+    pub standing: Mutex<HashMap<BlobPlace, Option<BlobPlace>>>,
     /// Rests of streams, waiting to fill a blob: data, meta.
     pub tails: [Mutex<BlobBuilder>; 2],
 }
@@ -51,27 +51,52 @@ pub struct BlobBuilder {
     kind: BlobKind,
     chunks: Vec<ChunkEntry>,
     plaintext: Vec<u8>,
-    /// Candidates for bases, in order.
-    bases: Vec<ChunkEntry>,
+    /// Candidates for bases, in order, and where they lie.
+    bases: Vec<Base>,
     base_bytes: usize,
 }
+
+/// A chunk that new ones may be compressed against.
+pub struct Base {
+    pub entry: ChunkEntry,
+    pub place: Location,
+    /// The blob at the beginning of the chain that leads to it.
+    root: BlobPlace,
+}
+
+/// A blob: its pack, and where it begins there.
+pub type BlobPlace = (ObjectId, u32);
 
 impl BlobBuilder {
     pub fn new(kind: BlobKind) -> Self {
         Self { kind, chunks: Vec::new(), plaintext: Vec::new(), bases: Vec::new(), base_bytes: 0 }
     }
 
-    fn is_full(&self) -> bool {
-        let target = if self.bases.is_empty() { BLOB_BYTES_TARGET } else { DELTA_BLOB_BYTES_TARGET };
-        self.plaintext.len() >= target || self.chunks.len() >= BLOB_CHUNKS_MAX
+    /// Whether a chunk of `bytes` with these bases is better begun in the next blob.
+    ///
+    /// A blob ends where the oldest version of it ends: so what changes again and again at a place rests on blobs of that
+    /// place alone, and who reads a chain of them opens each once.
+    fn ends_before(&self, bytes: usize, bases: &[Base]) -> bool {
+        let base_bytes: usize = bases.iter().map(|base| base.entry.bytes as usize).sum();
+        let is_full = self.plaintext.len() + bytes > BLOB_BYTES_MAX
+            || self.chunks.len() >= BLOB_CHUNKS_MAX
+            || self.bases.len() + bases.len() > BLOB_BASES_MAX
+            || self.base_bytes + base_bytes > BASE_BYTES_MAX;
+        let moves_on = || match (self.bases.last(), bases.first()) {
+            (Some(last), Some(first)) => last.root != first.root,
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
+        !self.chunks.is_empty() && (is_full || (self.plaintext.len() >= DELTA_BLOB_BYTES_MIN && moves_on()))
     }
 
     /// Adds what is not yet among the bases, as far as there is room.
-    fn add_bases(&mut self, bases: &[ChunkEntry]) {
+    fn add_bases(&mut self, bases: Vec<Base>) {
         for base in bases {
-            let bytes = self.base_bytes + base.bytes as usize;
-            if self.bases.len() < BLOB_BASES_MAX && bytes <= BASE_BYTES_MAX && !self.bases.contains(base) {
-                self.bases.push(*base);
+            let bytes = self.base_bytes + base.entry.bytes as usize;
+            let is_known = self.bases.iter().any(|known| known.entry == base.entry);
+            if self.bases.len() < BLOB_BASES_MAX && bytes <= BASE_BYTES_MAX && !is_known {
+                self.bases.push(base);
                 self.base_bytes = bytes;
             }
         }
@@ -199,14 +224,28 @@ impl Cutter {
             }
             return Ok(());
         }
-        if let Some(earlier) = &mut self.earlier {
-            let bases = earlier.bases(at, bytes);
-            self.blob.add_bases(&bases);
+        let bases = self.earlier.as_mut().map_or_else(Vec::new, |earlier| earlier.bases(at, bytes));
+        let bases: Vec<_> = bases.into_iter().filter_map(|entry| self.base(entry)).collect();
+        if self.blob.ends_before(plaintext.len(), &bases) {
+            self.blob.flush(&self.shared.packer)?;
         }
         self.bytes_new += u64::from(bytes);
+        self.blob.add_bases(bases);
         self.blob.chunks.push(entry);
         self.blob.plaintext.extend_from_slice(plaintext);
-        if self.blob.is_full() { self.blob.flush(&self.shared.packer) } else { Ok(()) }
+        Ok(())
+    }
+
+    /// Where a candidate lies, if it may be rested on.
+    fn base(&self, entry: ChunkEntry) -> Option<Base> {
+        // Most often it is the next one of the same blob.
+        let next = self.blob.bases.last().and_then(|last| last.place.next(&entry));
+        let place =
+            next.or_else(|| self.shared.repo.index.find(&entry.id, |pack| !self.shared.marked.contains(pack)))?;
+        let contents = &place.blob.contents;
+        let fits = contents.kind == BlobKind::Data && contents.chunks[place.position] == entry;
+        let root = self.shared.root(&place.blob).filter(|_| fits)?;
+        Some(Base { entry, place, root })
     }
 
     /// Hands on what is left in the blob.
@@ -217,15 +256,13 @@ impl Cutter {
         } else if !self.blob.chunks.is_empty() {
             let tail = &shared.tails[self.kind as usize - 1];
             let mut tail = tail.lock().expect("no code panics while it holds this lock");
-            if tail.chunks.len() + self.blob.chunks.len() > BLOB_CHUNKS_MAX {
+            let chunks = tail.chunks.len() + self.blob.chunks.len();
+            if chunks > BLOB_CHUNKS_MAX || tail.plaintext.len() + self.blob.plaintext.len() > BLOB_BYTES_MAX {
                 tail.flush(&shared.packer)?;
             }
-            tail.add_bases(&self.blob.bases);
+            tail.add_bases(std::mem::take(&mut self.blob.bases));
             tail.chunks.append(&mut self.blob.chunks);
             tail.plaintext.extend_from_slice(&self.blob.plaintext);
-            if tail.is_full() {
-                tail.flush(&shared.packer)?;
-            }
         }
         // Lists and item lines are ours, not the source's.
         if self.kind == BlobKind::Data {
@@ -251,29 +288,46 @@ impl Shared {
     /// agree too.
     pub fn is_stored(&self, entry: &ChunkEntry) -> bool {
         let found = self.repo.index.find(&entry.id, |pack| !self.marked.contains(pack));
-        found.is_some_and(|found| found.blob.contents.chunks[found.position] == *entry && self.stands(&found.blob))
+        found.is_some_and(|found| {
+            found.blob.contents.chunks[found.position] == *entry && self.root(&found.blob).is_some()
+        })
     }
 
-    /// Whether a blob has all its bases, in packs that may be rested on. If so these packs and its own are rested on.
-    fn stands(&self, blob: &BlobRow) -> bool {
+    /// The blob at the beginning of a chain, if all that the blob rests on is in packs that may be rested on. Then these packs
+    /// and its own are rested on.
+    fn root(&self, blob: &BlobRow) -> Option<BlobPlace> {
         let place = (blob.pack, blob.offset);
         let known = self.standing.lock().expect("no code panics while it holds this lock").get(&place).copied();
         known.unwrap_or_else(|| {
-            let stands = blob.contents.bases.iter().all(|base| {
-                let usable =
-                    |other: &BlobRow| other.contents.depth < blob.contents.depth && !self.marked.contains(&other.pack);
-                self.repo.index.find_blob(&base.id, usable).is_some_and(|found| self.stands(&found.blob))
-            });
-            if stands {
+            let root = self.root_of_bases(blob);
+            if root.is_some() {
                 self.rests_on.lock().expect("no code panics while it holds this lock").insert(blob.pack);
             }
             let mut standing = self.standing.lock().expect("no code panics while it holds this lock");
             if standing.len() >= STANDING_BLOBS {
                 standing.clear();
             }
-            standing.insert(place, stands);
-            stands
+            standing.insert(place, root);
+            root
         })
+    }
+
+    fn root_of_bases(&self, blob: &BlobRow) -> Option<BlobPlace> {
+        let usable = |other: &BlobRow| other.contents.depth < blob.contents.depth && !self.marked.contains(&other.pack);
+        let mut first = None;
+        let mut last: Option<Location> = None;
+        for base in &blob.contents.bases {
+            last = match last.and_then(|last| last.next(base)) {
+                Some(next) => Some(next),
+                None => {
+                    let found = self.repo.index.find_blob(&base.id, usable)?;
+                    let root = self.root(&found.blob)?;
+                    first = first.or(Some(root));
+                    Some(found)
+                }
+            };
+        }
+        Some(first.unwrap_or((blob.pack, blob.offset)))
     }
 }
 

@@ -133,12 +133,23 @@ pub fn id_of_name(name: &str) -> Option<ObjectId> {
 }
 
 impl Repository {
-    /// Makes a repository on an empty backend and opens it.
+    /// Makes a repository with the standard settings on an empty backend and opens it.
     pub fn init(
         backend: Arc<dyn Backend>,
         secret: &Secret,
         label: &str,
         now: Timestamp,
+        places: &Places,
+    ) -> Result<Self, RepoError> {
+        Self::init_with(backend, secret, label, Config::new(RepoId(random()?), now), places)
+    }
+
+    /// Makes the repository of `config` on an empty backend and opens it.
+    pub fn init_with(
+        backend: Arc<dyn Backend>,
+        secret: &Secret,
+        label: &str,
+        config: Config,
         places: &Places,
     ) -> Result<Self, RepoError> {
         let location = backend.properties().location;
@@ -152,9 +163,8 @@ impl Repository {
         if taken {
             return Err(RepoError::Exists { location });
         }
-        let repo = RepoId(random()?);
+        let (repo, now) = (config.repository, config.created);
         let master = MasterKey { secret: random()?, epoch: 0 };
-        let config = Config::new(repo, now);
         // The slot first: a config that can be seen can be opened.
         let slot = keyring::add(&*backend, repo, &master, secret, label, now)?;
         let keys = Keys::derive(&master, repo);

@@ -446,7 +446,7 @@ fn contents_of() -> Group {
         facts(1, 1, 1, 256, 3),
     );
     group.ok("8 MiB", bytes(contents(1, 0, &vec![big.clone(); 8], &[])), facts(1, 0, 8, 0, 8 << 20));
-    group.ok("bases of 2 MiB", bytes(contents(1, 1, &[one.clone()], &vec![big.clone(); 2])), facts(1, 1, 1, 2, 3));
+    group.ok("bases of 4 MiB", bytes(contents(1, 1, &[one.clone()], &vec![big.clone(); 4])), facts(1, 1, 1, 4, 3));
 
     group.damaged("kind 0", bytes(contents(0, 0, &[one.clone()], &[])));
     group.damaged("kind 3", bytes(contents(3, 0, &[one.clone()], &[])));
@@ -464,8 +464,8 @@ fn contents_of() -> Group {
     group.damaged("one byte past 8 MiB", {
         bytes(contents(1, 0, &[vec![big.clone(); 8], vec![entry([1; 32], 1)]].concat(), &[]))
     });
-    group.damaged("bases of one byte past 2 MiB", {
-        bytes(contents(1, 1, &[one.clone()], &[big.clone(), big.clone(), entry([1; 32], 1)]))
+    group.damaged("bases of one byte past 4 MiB", {
+        bytes(contents(1, 1, &[one.clone()], &[vec![big.clone(); 4], vec![entry([1; 32], 1)]].concat()))
     });
     group.damaged("nothing", bytes(b""));
     group.damaged("cut within the counts", bytes([1, 0, 1, 0, 0]));

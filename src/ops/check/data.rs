@@ -204,7 +204,7 @@ impl PackReader<'_> {
             let opened = self.opener.open(&self.repo.keys, &row.contents, sealed, &[], &mut self.plaintext);
             opened.map_err(|error| error.to_string())
         } else {
-            let opened = self.bases.open(&mut self.opener, row, sealed, 0).map_err(|error| error.to_string())?;
+            let opened = self.bases.open(&mut self.opener, row, sealed).map_err(|error| error.to_string())?;
             self.bases.give_back(opened);
             Ok(())
         }

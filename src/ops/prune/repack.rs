@@ -10,7 +10,7 @@ use super::{Fate, PruneError};
 use crate::format::manifest::ChunkEntry;
 use crate::format::pack::{BlobContents, BlobKind, decode_directory, directory_range};
 use crate::id::ObjectId;
-use crate::limits::{BLOB_BYTES_TARGET, BLOB_CHUNKS_MAX};
+use crate::limits::{BLOB_BYTES_MAX, BLOB_CHUNKS_MAX};
 use crate::ops::holdings::{Holdings, prefix_of};
 use crate::pipeline::PipelineError;
 use crate::pipeline::packer::{Added, Blob, Packer, Pending};
@@ -157,15 +157,17 @@ impl Copier<'_> {
     }
 
     fn copy_part(&mut self, row: &BlobRow, stored: &[u8], live: &[bool]) -> Result<(), PipelineError> {
-        let plaintext = self.reader.open(&mut self.opener, row, stored, 0)?;
+        let plaintext = self.reader.open(&mut self.opener, row, stored)?;
         for (position, _) in live.iter().enumerate().filter(|(_, live)| **live) {
-            let gathered = &mut self.gathered[row.contents.kind as usize - 1];
             let range = row.range_of(&(position..position + 1));
-            gathered.plaintext.extend_from_slice(&plaintext[range]);
-            gathered.contents.chunks.push(row.contents.chunks[position]);
-            if gathered.plaintext.len() >= BLOB_BYTES_TARGET || gathered.contents.chunks.len() >= BLOB_CHUNKS_MAX {
+            let gathered = &self.gathered[row.contents.kind as usize - 1];
+            let bytes = gathered.plaintext.len() + range.len();
+            if bytes > BLOB_BYTES_MAX || gathered.contents.chunks.len() >= BLOB_CHUNKS_MAX {
                 self.flush_kind(row.contents.kind)?;
             }
+            let gathered = &mut self.gathered[row.contents.kind as usize - 1];
+            gathered.plaintext.extend_from_slice(&plaintext[range]);
+            gathered.contents.chunks.push(row.contents.chunks[position]);
         }
         self.reader.give_back(plaintext);
         Ok(())
