@@ -12,8 +12,10 @@
 //! | packs being filled or put: 1 + [`PUT_QUEUE_PACKS`] + uploaders, each [`PACK_BYTES_TARGET`] + one blob | 18 MiB x 2 |
 //! | chunks not yet in an index object: [`INDEX_CHUNKS_MAX`] entries | 10 MiB |
 //! | SQLite page cache | 8 MiB |
+//! | blobs of the local index last read: [`INDEX_CHUNKS_KEPT`] chunks | 2 MiB |
+//! | its chunks being sorted: [`INDEX_SORT_PARTS`] x [`INDEX_SORT_BUFFER_BYTES`], and one part, 28 bytes a chunk: 2 MiB of 20 million chunks | 10 MiB |
 //!
-//! With two sealers and two streams that sums up to 104 MiB, whatever the size of the database, and the program's own pages
+//! With two sealers and two streams that sums up to 116 MiB, whatever the size of the database, and the program's own pages
 //! are 12 MiB. What was measured is 86 MB for 869 MB, 119 MB for 8.7 GB (docs/performance.md) and 138 MB for 2.9 GB of random
 //! bytes, where every buffer is as full as it can be and the allocator keeps some between them. Argon2id takes 64 MiB once,
 //! before any of these exists. A restore holds [`OPENED_BYTES`] of opened blobs and a window of four for each opener.
@@ -69,9 +71,15 @@ pub const INDEX_CHUNKS_MAX: usize = 48 << 10;
 /// An index object is also written when a pack has waited this long for one: a backup that is killed leaves no more than
 /// this to be stored again.
 pub const INDEX_PUT_EVERY: std::time::Duration = std::time::Duration::from_secs(300);
-/// Chunks of index objects that go into the local index together, 80 bytes each while they do: each time is a pass over all
-/// of its table of chunks.
-pub const INDEX_LOAD_CHUNKS: usize = 512 << 10;
+/// Threads that get and decode index objects for the local index, each one of them at a time: about 6 MiB.
+pub const INDEX_LOAD_THREADS: usize = 2;
+/// To be put in order, the chunks of the local index are first gathered by the first byte of their ids into so many parts,
+/// each through a buffer of so many bytes.
+pub const INDEX_SORT_PARTS: usize = 256;
+pub const INDEX_SORT_BUFFER_BYTES: usize = 32 << 10;
+/// Blobs that the local index keeps as they were last read, and most chunks of theirs, 60 bytes each.
+pub const INDEX_BLOBS_KEPT: usize = 256;
+pub const INDEX_CHUNKS_KEPT: usize = 16 << 10;
 /// Plaintext of an index object that prune or repair writes, before one more pack goes into the next.
 pub const INDEX_BYTES_TARGET: usize = 4 << 20;
 

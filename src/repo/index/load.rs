@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crossbeam_channel::Receiver;
 
-use super::sizes::INDEX_LOAD_THREADS;
 use super::tables::{ObjectRows, TableError};
 use super::{Kept, cache_error};
 use crate::backend::BackendError;
 use crate::format::index::Index;
 use crate::id::ObjectId;
+use crate::limits::INDEX_LOAD_THREADS;
 use crate::progress::Progress;
 use crate::repo::{RepoError, Repository, object_name};
 use crate::seal::keys::Kind;

@@ -7,7 +7,6 @@
 //! the store after that process put its lease and read the marks.
 
 mod load;
-mod sizes;
 mod sorter;
 mod tables;
 
@@ -20,9 +19,9 @@ use rusqlite::{OptionalExtension, TransactionBehavior, params};
 
 use crate::format::pack::BlobContents;
 use crate::id::{ChunkId, ObjectId};
+use crate::limits::{INDEX_BLOBS_KEPT, INDEX_CHUNKS_KEPT};
 use crate::repo::{RepoError, private_folder};
 use crate::seal::keys::Keys;
-use sizes::{INDEX_BLOBS_KEPT, INDEX_CHUNKS_KEPT};
 
 use tables::{ObjectRows, TableError, Tables};
 

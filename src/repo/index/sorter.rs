@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::sizes::{INDEX_SORT_BUFFER_BYTES, INDEX_SORT_PARTS};
 use super::tables::Place;
+use crate::limits::{INDEX_SORT_BUFFER_BYTES, INDEX_SORT_PARTS};
 
 /// Bytes of a place in the file, and in the table of chunks.
 pub(super) const PLACE_BYTES: usize = 12;
