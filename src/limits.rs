@@ -18,9 +18,12 @@
 //! With two sealers and two streams that sums up to 116 MiB, whatever the size of the database, and the program's own pages
 //! are 12 MiB. What was measured is 86 MB for 869 MB, 119 MB for 8.7 GB (docs/performance.md) and 138 MB for 2.9 GB of random
 //! bytes, where every buffer is as full as it can be and the allocator keeps some between them. Argon2id takes 64 MiB once,
-//! before any of these exists. A restore holds [`OPENED_BYTES`] of opened blobs and a window of four for each opener.
-//! A check holds a pack and a few opened blobs a thread. A backup that compresses against an older one keeps as many opened
-//! blobs as a restore, but reads with one thread: 115 MB.
+//! before any of these exists.
+//!
+//! Whoever reads holds [`OPENED_BYTES`] of opened blobs for each opener, a window of two blobs that is being opened, two that
+//! wait, and for each step of a chain of blobs the bases of one, up to [`BASE_BYTES_MAX`]: 130 MB for a restore at the end of
+//! chains of eight, 76 MB without chains. A check holds a pack a thread beside that. A backup that compresses against an older
+//! one reads with one opener: 140 MB in all.
 
 /// Smallest, normal and largest chunk in bytes of the standard geometry (format-spec/chunking.md).
 pub const CHUNK_BYTES_MIN_STD: u32 = 16 << 10;
