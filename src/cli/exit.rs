@@ -267,6 +267,7 @@ fn of_repo(error: &RepoError) -> Option<Exit> {
         RepoError::Format { .. } => Exit::Damaged,
         RepoError::Backend(error) => of_backend(error),
         RepoError::LastSlot => Exit::Usage,
+        RepoError::Scratch { source, .. } => return of_io(source),
         _ => return None,
     })
 }
@@ -330,6 +331,10 @@ mod tests {
         BackendError::NoSpace { name: "x".to_owned(), location: "here".to_owned() }
     }
 
+    fn no_scratch() -> RepoError {
+        RepoError::Scratch { folder: "cache".into(), source: io::ErrorKind::StorageFull.into() }
+    }
+
     fn unreachable() -> BackendError {
         BackendError::Unreachable { location: "here".to_owned(), detail: "no route".to_owned() }
     }
@@ -350,6 +355,7 @@ mod tests {
             (no_space().into(), Exit::NoSpace),
             (unreachable().into(), Exit::Unreachable),
             (PruneError::Pipeline(RepoError::from(no_space()).into()), Exit::NoSpace),
+            (PruneError::Repo(no_scratch()), Exit::NoSpace),
         ];
         for (error, exit) in table {
             let text = error.to_string();

@@ -1,6 +1,8 @@
 //! What changed between two backups: items by path, their rows and bytes, and how much of their content is new.
 
-use std::collections::{HashMap, HashSet};
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::iter::Peekable;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -8,13 +10,15 @@ use serde::Serialize;
 use crate::format::manifest::{Item, Manifest};
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
+use crate::limits::HELD_ROWS_IN_MEMORY;
 use crate::ops::holdings::prefix_of;
+use crate::ops::holdings::rows::{Room, Row, RowsIter, Sorter, Table};
 use crate::ops::walk::Walker;
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
 use crate::progress::{Cancelled, Progress};
-use crate::repo::Repository;
 use crate::repo::snapshots::Snapshot;
+use crate::repo::{RepoError, Repository};
 
 /// The differences, from the first backup to the second.
 #[derive(Debug, Clone, Serialize)]
@@ -145,21 +149,49 @@ impl DiffReport {
 /// Bytes of chunks that only `after`, and only `before` has. A chunk that comes several times counts each time.
 fn compare(reader: &Reader, before: &Item, after: &Item) -> Result<(u64, u64), PipelineError> {
     let (old, new) = (chunks(reader, before)?, chunks(reader, after)?);
-    let only = |of: &[(u64, u32)], other: &[(u64, u32)]| -> u64 {
-        let known: HashSet<u64> = other.iter().map(|(prefix, _)| *prefix).collect();
-        of.iter().filter(|(prefix, _)| !known.contains(prefix)).map(|(_, bytes)| u64::from(*bytes)).sum()
-    };
-    Ok((only(&new, &old), only(&old, &new)))
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    let (mut in_old, mut in_new) = (next_chunk(&mut old)?, next_chunk(&mut new)?);
+    let (mut bytes_new, mut bytes_gone) = (0, 0);
+    loop {
+        let order = match (in_old, in_new) {
+            (Some((old, _)), Some((new, _))) => old.cmp(&new),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return Ok((bytes_new, bytes_gone)),
+        };
+        if order.is_lt() {
+            bytes_gone += in_old.map_or(0, |(_, bytes)| bytes);
+        }
+        if order.is_gt() {
+            bytes_new += in_new.map_or(0, |(_, bytes)| bytes);
+        }
+        if order.is_le() {
+            in_old = next_chunk(&mut old)?;
+        }
+        if order.is_ge() {
+            in_new = next_chunk(&mut new)?;
+        }
+    }
 }
 
-/// The chunks of an item: the first 8 bytes of each name, and its length.
-fn chunks(reader: &Reader, item: &Item) -> Result<Vec<(u64, u32)>, PipelineError> {
-    let mut chunks = Vec::new();
+/// The next prefix, and the bytes of all its rows.
+fn next_chunk(rows: &mut Peekable<RowsIter<'_>>) -> Result<Option<(u64, u64)>, RepoError> {
+    let Some(first) = rows.next().transpose()? else { return Ok(None) };
+    let mut bytes = u64::from(first.bytes);
+    while let Some(row) = rows.next_if(|row| row.as_ref().is_ok_and(|row| row.prefix == first.prefix)) {
+        bytes += u64::from(row?.bytes);
+    }
+    Ok(Some((first.prefix, bytes)))
+}
+
+/// The chunks of an item, sorted by the first 8 bytes of each name.
+fn chunks(reader: &Reader, item: &Item) -> Result<Table, PipelineError> {
+    let mut chunks = Sorter::new(Room { folder: reader.repo().cache.clone(), rows_max: HELD_ROWS_IN_MEMORY });
     Walker::thorough(reader).walk_stream(&item.stream, BlobKind::Data, &mut |_, entry, is_content| {
         if is_content {
-            chunks.push((prefix_of(&entry.id), entry.bytes));
+            chunks.push(Row { prefix: prefix_of(&entry.id), blob: 0, bytes: entry.bytes })?;
         }
         Ok(())
     })?;
-    Ok(chunks)
+    Ok(chunks.finish()?)
 }

@@ -9,9 +9,10 @@ use serde::Serialize;
 use crate::format::manifest::ChunkEntry;
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
+use crate::ops::holdings::bits::Bits;
 use crate::ops::holdings::{Holdings, prefix_of};
 use crate::ops::retention::Group;
-use crate::ops::walk::{Owner, SHARED, Visit, Walker};
+use crate::ops::walk::{Owner, Visit, Walker};
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
 use crate::progress::{Cancelled, Progress};
@@ -67,9 +68,6 @@ pub struct BackupStats {
     pub bytes_alone_stored: u64,
 }
 
-/// Nobody has reached a chunk yet.
-const NOBODY: Owner = SHARED - 1;
-
 /// Follows all backups twice: once for what each holds alone, once for what each source holds.
 pub fn stats(repo: &Arc<Repository>, progress: &Progress) -> Result<StatsReport, PipelineError> {
     progress.phase("following the backups");
@@ -95,45 +93,40 @@ pub fn stats(repo: &Arc<Repository>, progress: &Progress) -> Result<StatsReport,
     progress.add_items_total(2 * snapshots.len() as u64);
     let reader = Reader::new(repo.clone(), 1, progress.clone());
 
-    let mut alone = vec![NOBODY; holdings.chunks().len()];
+    let mut reached = Reached::new(&holdings);
     let mut walker = Walker::new(&reader);
     for (number, snapshot) in snapshots.iter().enumerate() {
         stop_if_asked(progress)?;
-        let owner = number as Owner;
-        walker.walk(owner, &snapshot.manifest, &mut Owners { holdings: &holdings, owners: &mut alone, owner })?;
+        reached.by_this.clear();
+        walker.walk(number as Owner, &snapshot.manifest, &mut reached)?;
         progress.add_items(1);
     }
-    // For the sources, each group is walked on its own: what two share counts for both.
+    let Reached { by_any, by_several, .. } = reached;
+    // For the sources, each group is walked on its own: what two share counts for both. What one backup holds alone, its
+    // group meets once.
     let mut by_group = vec![0u64; groups.len()];
+    let mut alone = vec![Alone::default(); snapshots.len()];
     for (group, number) in &groups {
-        let mut reached = vec![NOBODY; holdings.chunks().len()];
+        let mut by_this_group = Bits::new(holdings.chunks.len());
         let mut walker = Walker::new(&reader);
-        for snapshot in snapshots.iter().filter(|snapshot| group_of(snapshot) == *group) {
+        for (alone, snapshot) in alone.iter_mut().zip(&snapshots).filter(|(_, snapshot)| group_of(snapshot) == *group) {
             stop_if_asked(progress)?;
-            walker.walk(0, &snapshot.manifest, &mut Owners { holdings: &holdings, owners: &mut reached, owner: 0 })?;
+            let (by_group, by_several) = (&mut by_this_group, &by_several);
+            walker.walk(0, &snapshot.manifest, &mut InGroup { holdings: &holdings, by_group, by_several, alone })?;
             progress.add_items(1);
         }
-        by_group[*number as usize] =
-            shares(&holdings, |position| reached[position] != NOBODY).iter().map(|share| share.1).sum();
+        by_group[*number as usize] = share(&holdings, &by_this_group)?;
     }
 
     let mut each = Vec::with_capacity(snapshots.len());
-    let mut plain = vec![0u64; snapshots.len()];
-    let mut stored = vec![0f64; snapshots.len()];
-    let mut bytes_unique = 0;
-    for run in holdings.runs() {
-        let chunk = holdings.chunks()[run.start];
-        let owner = alone[run.start];
-        if owner != NOBODY {
-            bytes_unique += u64::from(chunk.bytes);
+    let (mut bytes_unique, mut chunks) = (0, 0);
+    holdings.chunks.each_run(|start, copies| {
+        chunks += 1;
+        if by_any.get(start) {
+            bytes_unique += u64::from(copies[0].bytes);
         }
-        if owner < NOBODY {
-            plain[owner as usize] += u64::from(chunk.bytes);
-            let blob = &holdings.blobs[chunk.blob as usize];
-            stored[owner as usize] +=
-                f64::from(blob.stored) * f64::from(chunk.bytes) / f64::from(blob.raw_bytes.max(1));
-        }
-    }
+        Ok::<_, RepoError>(())
+    })?;
     for (number, snapshot) in snapshots.iter().enumerate() {
         each.push(BackupStats {
             id: snapshot.id,
@@ -142,8 +135,8 @@ pub fn stats(repo: &Arc<Repository>, progress: &Progress) -> Result<StatsReport,
             items: snapshot.manifest.items,
             bytes: snapshot.manifest.bytes,
             bytes_new: snapshot.manifest.bytes_new,
-            bytes_alone: plain[number],
-            bytes_alone_stored: stored[number].round() as u64,
+            bytes_alone: alone[number].plain,
+            bytes_alone_stored: alone[number].stored.round() as u64,
         });
     }
     let mut bytes_stored = 0;
@@ -158,7 +151,7 @@ pub fn stats(repo: &Arc<Repository>, progress: &Progress) -> Result<StatsReport,
             }
         }
     }
-    let used: u64 = shares(&holdings, |position| alone[position] != NOBODY).iter().map(|share| share.1).sum();
+    let used = share(&holdings, &by_any)?;
     let bytes_logical = snapshots.iter().map(|snapshot| snapshot.manifest.bytes).sum();
     let sources = groups
         .into_iter()
@@ -178,7 +171,7 @@ pub fn stats(repo: &Arc<Repository>, progress: &Progress) -> Result<StatsReport,
         bytes_unused: packs_bytes.saturating_sub(used),
         ratio: ratio(bytes_logical, bytes_stored),
         packs,
-        chunks: holdings.runs().count(),
+        chunks,
         sources,
         each,
     })
@@ -192,50 +185,83 @@ fn ratio(logical: u64, stored: u64) -> f64 {
     if stored == 0 { 0.0 } else { (100.0 * logical as f64 / stored as f64).round() / 100.0 }
 }
 
-/// For each pack that holds something of it: the pack, and the stored bytes of the chunks chosen, with the pack's
-/// directory in the same share.
-fn shares(holdings: &Holdings, chosen: impl Fn(usize) -> bool) -> Vec<(u32, u64)> {
+/// Stored bytes of the chunks chosen, by the share of each blob, with the packs' directories in the same share.
+fn share(holdings: &Holdings, chosen: &Bits) -> Result<u64, RepoError> {
     let mut raw = vec![0u64; holdings.blobs.len()];
-    for run in holdings.runs() {
-        // Of copies the first counts.
-        if chosen(run.start) {
-            let chunk = holdings.chunks()[run.start];
-            raw[chunk.blob as usize] += u64::from(chunk.bytes);
+    // Of copies the first counts.
+    holdings.chunks.each_run(|start, copies| {
+        if chosen.get(start) {
+            raw[copies[0].blob as usize] += u64::from(copies[0].bytes);
         }
-    }
-    let mut shares = Vec::new();
-    for (number, pack) in holdings.packs.iter().enumerate() {
-        let blobs = pack.blobs.clone().map(|blob| blob as usize);
+        Ok::<_, RepoError>(())
+    })?;
+    let mut sum = 0;
+    for pack in &holdings.packs {
         let (mut stored, mut of) = (0f64, 0f64);
-        for blob in blobs {
+        for blob in pack.blobs.clone().map(|blob| blob as usize) {
             let held = &holdings.blobs[blob];
             of += f64::from(held.stored);
             stored += f64::from(held.stored) * raw[blob] as f64 / f64::from(held.raw_bytes.max(1));
         }
         if stored > 0.0 {
-            let with_directory = stored * f64::from(pack.bytes) / of;
-            shares.push((number as u32, with_directory.round() as u64));
+            sum += (stored * f64::from(pack.bytes) / of).round() as u64;
         }
     }
-    shares
+    Ok(sum)
 }
 
-/// Notes who reaches each chunk.
-struct Owners<'a> {
+/// Notes which chunks are reached by any backup, and which by several. Of copies the first counts.
+struct Reached<'a> {
     holdings: &'a Holdings,
-    owners: &'a mut [Owner],
-    owner: Owner,
+    by_this: Bits,
+    by_any: Bits,
+    by_several: Bits,
 }
 
-impl Visit for Owners<'_> {
+impl<'a> Reached<'a> {
+    fn new(holdings: &'a Holdings) -> Self {
+        let none = Bits::new(holdings.chunks.len());
+        Self { holdings, by_this: none.clone(), by_any: none.clone(), by_several: none }
+    }
+}
+
+impl Visit for Reached<'_> {
     fn chunk(&mut self, _: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
-        for position in self.holdings.find(prefix_of(&entry.id)) {
-            let owner = &mut self.owners[position];
-            if *owner == NOBODY {
-                *owner = self.owner;
-            } else if *owner != self.owner {
-                *owner = SHARED;
-            }
+        if let Some((position, _)) = self.holdings.chunks.find(prefix_of(&entry.id))?.iter().next()
+            && self.by_this.set(position)
+            && !self.by_any.set(position)
+        {
+            self.by_several.set(position);
+        }
+        Ok(())
+    }
+}
+
+/// What a backup holds alone.
+#[derive(Clone, Default)]
+struct Alone {
+    plain: u64,
+    stored: f64,
+}
+
+/// Notes what a group reaches, and sums up what one of its backups holds alone.
+struct InGroup<'a> {
+    holdings: &'a Holdings,
+    by_group: &'a mut Bits,
+    by_several: &'a Bits,
+    alone: &'a mut Alone,
+}
+
+impl Visit for InGroup<'_> {
+    fn chunk(&mut self, _: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
+        let copies = self.holdings.chunks.find(prefix_of(&entry.id))?;
+        if let Some((position, chunk)) = copies.iter().next()
+            && self.by_group.set(position)
+            && !self.by_several.get(position)
+        {
+            let blob = self.holdings.blob_of(chunk);
+            self.alone.plain += u64::from(chunk.bytes);
+            self.alone.stored += f64::from(blob.stored) * f64::from(chunk.bytes) / f64::from(blob.raw_bytes.max(1));
         }
         Ok(())
     }

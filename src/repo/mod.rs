@@ -50,6 +50,10 @@ pub enum RepoError {
     Refused { detail: String },
     #[error("the local index in {} cannot be used: {detail}; it may be deleted at any time", .path.display())]
     Cache { path: PathBuf, detail: String },
+    #[error(
+        "a temporary file in {} cannot be used: make room there, or set XDG_CACHE_HOME to a folder that has some", .folder.display()
+    )]
+    Scratch { folder: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Backend(#[from] BackendError),
     #[error("{name} cannot be read")]
@@ -91,6 +95,8 @@ pub struct Repository {
     pub host_id: HostId,
     pub index: LocalIndex,
     pub state: state::State,
+    /// This repository's own folder in the cache: the local index, and temporary files.
+    pub cache: PathBuf,
     pub pace: Pace,
     /// The key slot that opened it.
     pub slot: SlotId,
@@ -205,7 +211,8 @@ impl Repository {
         let host_id = state::host_id(&places.state)?;
         let state = state::State::load(&places.state, config.repository);
         let index = LocalIndex::open(&places.cache, keys.clone())?;
-        Ok(Self { backend, keys, config, host_id, index, state, pace: Pace::default(), slot, master })
+        let cache = places.cache.join(keys.repo.hex());
+        Ok(Self { backend, keys, config, host_id, index, state, cache, pace: Pace::default(), slot, master })
     }
 
     /// Refuses if backups must not be added by this version.

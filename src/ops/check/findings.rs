@@ -7,6 +7,7 @@ use super::{Finding, FindingKind};
 use crate::format::manifest::{ChunkEntry, Item, Manifest};
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
+use crate::ops::holdings::rows::Row;
 use crate::ops::holdings::{Holdings, prefix_of};
 use crate::ops::walk::{Visit, Walker};
 use crate::pipeline::PipelineError;
@@ -103,34 +104,36 @@ pub(super) fn attribute(
     // A chunk is lost if none of its copies is good.
     let mut lost: HashMap<u64, Vec<usize>> = HashMap::new();
     if !findings.lost_blobs.is_empty() {
-        for run in holdings.runs() {
-            let is_bad = |position: usize| findings.lost_blobs.contains_key(&holdings.chunks()[position].blob);
-            if run.clone().all(is_bad) {
-                let by = run.clone().flat_map(|position| &findings.lost_blobs[&holdings.chunks()[position].blob]);
-                lost.insert(holdings.chunks()[run.start].prefix(), by.copied().collect());
+        let is_bad = |copy: &Row| findings.lost_blobs.contains_key(&copy.blob);
+        holdings.chunks.each_run(|_, copies| {
+            if copies.iter().all(is_bad) {
+                let by = copies.iter().flat_map(|copy| &findings.lost_blobs[&copy.blob]);
+                lost.insert(copies[0].prefix, by.copied().collect());
             }
-        }
+            Ok::<_, RepoError>(())
+        })?;
         // What rests on a lost chunk is lost as well.
         loop {
-            let mut more = Vec::new();
-            for (blob, base, _) in &holdings.bases {
-                if let Some(by) = lost.get(base).filter(|_| !findings.lost_blobs.contains_key(blob)) {
-                    more.push((*blob, by.clone()));
+            let mut more: HashMap<u32, Vec<usize>> = HashMap::new();
+            for base in holdings.bases_of(|blob| !findings.lost_blobs.contains_key(&blob)) {
+                let base = base?;
+                if let Some(by) = lost.get(&base.prefix) {
+                    more.insert(base.blob, by.clone());
                 }
             }
             if more.is_empty() {
                 break;
             }
-            let blobs: HashSet<u32> = more.iter().map(|(blob, _)| *blob).collect();
-            for (blob, by) in more {
-                findings.lost_blobs.insert(blob, by);
-            }
-            for chunk in holdings.chunks().iter().filter(|chunk| blobs.contains(&chunk.blob)) {
-                let copies = holdings.find(chunk.prefix());
-                if copies.clone().all(|at| findings.lost_blobs.contains_key(&holdings.chunks()[at].blob)) {
-                    lost.insert(chunk.prefix(), findings.lost_blobs[&chunk.blob].clone());
+            let blobs: HashSet<u32> = more.keys().copied().collect();
+            findings.lost_blobs.extend(more);
+            holdings.chunks.each_run(|_, copies| {
+                let by = copies.iter().find(|copy| blobs.contains(&copy.blob)).map(|copy| copy.blob);
+                if let Some(by) = by.filter(|_| copies.iter().all(|copy| findings.lost_blobs.contains_key(&copy.blob)))
+                {
+                    lost.insert(copies[0].prefix, findings.lost_blobs[&by].clone());
                 }
-            }
+                Ok::<_, RepoError>(())
+            })?;
         }
     }
     if let Some(missing) = findings.missing {

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::id::ObjectId;
 use crate::ops::holdings::Holdings;
+use crate::ops::holdings::bits::Bits;
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
 use crate::progress::Progress;
@@ -169,7 +170,7 @@ fn look(repo: &Arc<Repository>, options: &CheckOptions, progress: &Progress) -> 
     config_and_keys(repo, &mut findings)?;
     let manifests = manifests(repo, &mut findings)?;
     let mut garbage = records(repo, &manifests, &mut findings)?;
-    let mut holdings = Holdings::load(repo)?;
+    let holdings = Holdings::load(repo)?;
     garbage.index_objects = holdings.superseded.len();
     index(repo, &holdings, &mut findings)?;
     let packs = packs(repo, &holdings, &mut findings, &mut garbage)?;
@@ -177,8 +178,9 @@ fn look(repo: &Arc<Repository>, options: &CheckOptions, progress: &Progress) -> 
     progress.phase("following the backups");
     progress.add_items_total(manifests.len() as u64);
     let reader = Reader::new(repo.clone(), 1, progress.clone());
-    let items = follow(&reader, &manifests, &mut holdings, &mut findings, progress)?;
-    dead(&holdings, &packs, &mut garbage);
+    let mut reached = Bits::new(holdings.chunks.len());
+    let items = follow(&reader, &manifests, &holdings, &mut reached, &mut findings, progress)?;
+    dead(&holdings, reached, &packs, &mut garbage)?;
 
     let mut read = DataRead::default();
     let chosen = choose(repo, options, &holdings, &packs);
@@ -206,7 +208,7 @@ fn look(repo: &Arc<Repository>, options: &CheckOptions, progress: &Progress) -> 
         backups: manifests.len(),
         items,
         index_objects: holdings.objects.len(),
-        chunks: holdings.chunks().len(),
+        chunks: holdings.chunks.len(),
         packs: holdings.packs.len(),
         packs_bytes: holdings.packs.iter().map(|pack| u64::from(pack.bytes)).sum(),
         packs_read: read.packs,

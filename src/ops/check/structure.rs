@@ -11,6 +11,7 @@ use crate::format::pack::BlobKind;
 use crate::format::records::{Lease, Mark, Removal};
 use crate::format::slot::Slot;
 use crate::id::ObjectId;
+use crate::ops::holdings::bits::Bits;
 use crate::ops::holdings::{Holdings, is_damage, prefix_of};
 use crate::ops::walk::{Sums, Visit, Walker};
 use crate::pipeline::PipelineError;
@@ -190,11 +191,12 @@ pub(super) fn packs(
     Ok(states.collect())
 }
 
-/// Follows every manifest. Returns the number of items.
+/// Follows every manifest and notes the copies of chunks that are reached. Returns the number of items.
 pub(super) fn follow(
     reader: &Reader,
     manifests: &[(ObjectId, Manifest)],
-    holdings: &mut Holdings,
+    holdings: &Holdings,
+    reached: &mut Bits,
     findings: &mut Findings,
     progress: &Progress,
 ) -> Result<u64, PipelineError> {
@@ -204,7 +206,7 @@ pub(super) fn follow(
         if progress.is_cancelled() {
             return Err(Cancelled.into());
         }
-        let mut follow = Follow { holdings: &mut *holdings, findings: &mut *findings, backup: *id };
+        let mut follow = Follow { holdings, reached, findings, backup: *id };
         match walker.walk(0, manifest, &mut follow) {
             Ok(sums) => {
                 let stated = Sums { items: manifest.items, bytes: manifest.bytes, rows: manifest.rows };
@@ -227,7 +229,8 @@ pub(super) fn follow(
 
 /// Marks what is reached, and notes what is reached and not there.
 struct Follow<'a> {
-    holdings: &'a mut Holdings,
+    holdings: &'a Holdings,
+    reached: &'a mut Bits,
     findings: &'a mut Findings,
     backup: ObjectId,
 }
@@ -236,12 +239,10 @@ impl Visit for Follow<'_> {
     fn chunk(&mut self, kind: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
         let prefix = prefix_of(&entry.id);
         let mut found = false;
-        for position in self.holdings.find(prefix) {
-            let chunk = self.holdings.chunks()[position];
-            let blob = &self.holdings.blobs[chunk.blob as usize];
-            if chunk.bytes == entry.bytes && blob.kind == kind {
+        for (position, copy) in self.holdings.chunks.find(prefix)?.iter() {
+            if copy.bytes == entry.bytes && self.holdings.blob_of(copy).kind == kind {
                 found = true;
-                self.holdings.flags[position] = 1;
+                self.reached.set(position);
             }
         }
         if !found {
@@ -282,14 +283,20 @@ fn detail_of(error: &RepoError) -> String {
 }
 
 /// Counts what no backup reaches.
-pub(super) fn dead(holdings: &Holdings, packs: &[PackState], garbage: &mut Garbage) {
+pub(super) fn dead(
+    holdings: &Holdings,
+    reached: Bits,
+    packs: &[PackState],
+    garbage: &mut Garbage,
+) -> Result<(), RepoError> {
     // Copies beside the first are dead too, but which one is, prune decides: here all of them live.
-    let flags = with_bases(holdings);
+    let live = with_bases(holdings, reached)?;
     let mut reached = vec![0u64; holdings.blobs.len()];
     let mut raw = vec![0u64; holdings.blobs.len()];
-    for (chunk, flag) in holdings.chunks().iter().zip(&flags) {
+    for (position, chunk) in holdings.chunks.iter().enumerate() {
+        let chunk = chunk?;
         raw[chunk.blob as usize] += u64::from(chunk.bytes);
-        if *flag != 0 {
+        if live.get(position) {
             reached[chunk.blob as usize] += u64::from(chunk.bytes);
         }
     }
@@ -307,27 +314,24 @@ pub(super) fn dead(holdings: &Holdings, packs: &[PackState], garbage: &mut Garba
             garbage.dead_bytes += blobs.map(dead).sum::<u64>();
         }
     }
+    Ok(())
 }
 
-/// The flags of what backups reach, and with it of what that rests on.
-fn with_bases(holdings: &Holdings) -> Vec<u8> {
-    let mut flags = holdings.flags.clone();
+/// What backups reach, and with it what that rests on.
+fn with_bases(holdings: &Holdings, mut reached: Bits) -> Result<Bits, RepoError> {
+    let mut done = Bits::new(holdings.blobs.len());
     loop {
-        let mut in_use = vec![false; holdings.blobs.len()];
-        for (chunk, flag) in holdings.chunks().iter().zip(&flags) {
-            in_use[chunk.blob as usize] |= *flag != 0;
-        }
+        let in_use = holdings.blobs_with(&reached)?;
         let mut more = false;
-        for (_, prefix, bytes) in holdings.bases.iter().filter(|(blob, ..)| in_use[*blob as usize]) {
-            for position in holdings.find(*prefix) {
-                if holdings.chunks()[position].bytes == *bytes && flags[position] == 0 {
-                    flags[position] = 1;
-                    more = true;
-                }
+        for base in holdings.bases_of(|blob| in_use.get(blob as usize) && !done.get(blob as usize)) {
+            let base = base?;
+            for (position, copy) in holdings.chunks.find(base.prefix)?.iter() {
+                more |= copy.bytes == base.bytes && reached.set(position);
             }
         }
         if !more {
-            return flags;
+            return Ok(reached);
         }
+        done = in_use;
     }
 }

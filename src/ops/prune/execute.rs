@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 
 use super::lease::{is_no_space, leases};
+use super::rescue::Fresh;
 use super::survey::{Marked, Survey};
 use super::{Fate, Holder, PruneError, PruneOptions, PruneReport, STORE_TIME_SLACK};
 use crate::backend::BackendError;
@@ -37,8 +38,8 @@ pub(super) struct Run<'a> {
     pub(super) dead: HashMap<ObjectId, u64>,
     /// Index objects that count now, and what they list.
     pub(super) listing: BTreeMap<ObjectId, (Vec<ObjectId>, usize)>,
-    /// Chunks that index objects put since the survey list, sorted.
-    pub(super) fresh: Vec<u64>,
+    /// Chunks that index objects put since the survey list.
+    pub(super) fresh: Fresh,
     /// Manifests whose chunks have been followed.
     pub(super) known: HashSet<ObjectId>,
 }
@@ -64,7 +65,7 @@ impl<'a> Run<'a> {
         let listing = survey.holdings.objects.iter();
         let listing = listing.map(|(id, object)| (*id, (object.packs.clone(), object.chunks))).collect();
         let known = survey.kept.iter().chain(&survey.dropped).map(|snapshot| snapshot.id).collect();
-        let fresh = Vec::new();
+        let fresh = Fresh::new(&survey.holdings);
         Ok(Self { repo, options, lease, progress, started, survey, report, owed, dead, listing, fresh, known })
     }
 

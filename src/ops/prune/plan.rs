@@ -7,27 +7,24 @@ use jiff::Timestamp;
 use super::{Fate, MAX_UNUSED, PruneError, PruneOptions};
 use crate::id::ObjectId;
 use crate::ops::holdings::Holdings;
+use crate::ops::holdings::bits::Bits;
 use crate::repo::{RepoError, pack_name};
-
-/// A copy of a chunk that stays.
-pub(super) const CLAIMED: u8 = 1;
-
-/// A chunk that some backup reaches.
-pub(super) const REACHED: u8 = 2;
 
 /// What should become of every listed pack, in their order.
 pub(super) struct Plan {
     pub(super) fates: Vec<Fate>,
     /// Bytes of each that nothing needs.
     pub(super) dead_bytes: Vec<u64>,
+    /// The copies of chunks that stay, by position.
+    pub(super) claimed: Bits,
 }
 
-/// Chooses the copies that stay among those that [`REACHED`] is set on, and the fate of every listed pack. Sets
-/// [`CLAIMED`] on the copies that stay.
+/// Chooses the copies that stay among those that are `reached`, and the fate of every listed pack.
 ///
 /// `stored` are the packs of the store, with their bytes; what is `marked` is chosen last.
 pub(super) fn plan(
-    holdings: &mut Holdings,
+    holdings: &Holdings,
+    mut reached: Bits,
     stored: &HashMap<ObjectId, (u64, Timestamp)>,
     marked: &HashSet<ObjectId>,
     options: &PruneOptions,
@@ -39,12 +36,15 @@ pub(super) fn plan(
         .map(|pack| stored.get(&pack.id).is_some_and(|(bytes, _)| *bytes == u64::from(pack.bytes)))
         .collect();
     let max_unused = options.max_unused.unwrap_or(if options.grace.is_zero() { 0.0 } else { MAX_UNUSED });
+    let mut claimed = Bits::new(holdings.chunks.len());
+    let mut bases_reached = Bits::new(holdings.blobs.len());
     loop {
         // Of several copies the one stays that lies in the pack with most that is alive.
         let mut reached_bytes = vec![0u64; holdings.packs.len()];
-        for (position, chunk) in holdings.chunks().iter().enumerate() {
-            if holdings.flags[position] & REACHED != 0 {
-                reached_bytes[holdings.pack_of(position) as usize] += u64::from(chunk.bytes);
+        for (position, chunk) in holdings.chunks.iter().enumerate() {
+            let chunk = chunk?;
+            if reached.get(position) {
+                reached_bytes[holdings.pack_of(&chunk) as usize] += u64::from(chunk.bytes);
             }
         }
         let rank = |pack: u32| {
@@ -52,39 +52,39 @@ pub(super) fn plan(
             let reached = u128::from(reached_bytes[pack as usize]) * 1_000_000_000 / u128::from(held.bytes.max(1));
             (!whole[pack as usize], marked.contains(&held.id), u128::MAX - reached, held.id)
         };
-        let mut claimed = Vec::new();
-        for run in holdings.runs() {
-            if holdings.flags[run.start] & REACHED == 0 {
-                continue;
+        claimed.clear();
+        holdings.chunks.each_run(|start, copies| {
+            if !reached.get(start) {
+                return Ok(());
             }
             // Of what can be had the least deep comes first: a base stays where what rests on it looks for it.
-            let best = run.clone().min_by_key(|&position| {
-                let pack = holdings.pack_of(position);
-                let depth = holdings.blobs[holdings.chunks()[position].blob as usize].depth;
-                (!whole[pack as usize], depth, rank(pack))
+            let best = copies.iter().min_by_key(|&copy| {
+                let blob = holdings.blob_of(copy);
+                (!whole[blob.pack as usize], blob.depth, rank(blob.pack))
             });
             let best = best.expect("a run has at least one copy");
-            if !whole[holdings.pack_of(best) as usize] {
-                let name = pack_name(&holdings.packs[holdings.pack_of(best) as usize].id);
+            let pack = holdings.pack_of(best) as usize;
+            if !whole[pack] {
+                let name = pack_name(&holdings.packs[pack].id);
                 let detail = "backups need it, and it is missing or cut short; nothing was removed, \
                               `vault check` names the backups and `vault forget` drops them";
-                return Err(RepoError::Damaged { name, detail: detail.to_owned() }.into());
+                return Err(RepoError::Damaged { name, detail: detail.to_owned() });
             }
-            let blob = holdings.chunks()[best].blob;
-            claimed.extend(run.filter(|&position| holdings.chunks()[position].blob == blob));
-        }
-        holdings.flags.iter_mut().for_each(|flags| *flags &= !CLAIMED);
-        for position in claimed {
-            holdings.flags[position] |= CLAIMED;
-        }
+            for (position, _) in (start..).zip(copies).filter(|(_, copy)| copy.blob == best.blob) {
+                claimed.set(position);
+            }
+            Ok(())
+        })?;
         // While the index lists a blob, its bases are stored: dead blobs of packs that may be kept as they are count too.
-        if !reach_bases(holdings, max_unused > 0.0 || !options.repack)? {
+        let neighbours = max_unused > 0.0 || !options.repack;
+        if !reach_bases(holdings, &claimed, &mut reached, &mut bases_reached, neighbours)? {
             break;
         }
     }
     let mut live_raw = vec![0u64; holdings.blobs.len()];
-    for (position, chunk) in holdings.chunks().iter().enumerate() {
-        if holdings.flags[position] & CLAIMED != 0 {
+    for (position, chunk) in holdings.chunks.iter().enumerate() {
+        let chunk = chunk?;
+        if claimed.get(position) {
             live_raw[chunk.blob as usize] += u64::from(chunk.bytes);
         }
     }
@@ -108,41 +108,44 @@ pub(super) fn plan(
         });
         plan_dead_bytes.push(if live == 0 { u64::from(pack.bytes) } else { dead_bytes });
     }
-    Ok(Plan { fates, dead_bytes: plan_dead_bytes })
+    Ok(Plan { fates, dead_bytes: plan_dead_bytes, claimed })
 }
 
 /// Reaches the bases of blobs in use, or with `neighbours` of all blobs in packs of which anything is in use; says whether
-/// any was new.
-fn reach_bases(holdings: &mut Holdings, neighbours: bool) -> Result<bool, PruneError> {
+/// any was new. Blobs whose bases have been reached are noted in `done`.
+fn reach_bases(
+    holdings: &Holdings,
+    claimed: &Bits,
+    reached: &mut Bits,
+    done: &mut Bits,
+    neighbours: bool,
+) -> Result<bool, RepoError> {
     if holdings.bases.is_empty() {
         return Ok(false);
     }
-    let mut in_use = vec![false; holdings.blobs.len()];
-    for (position, chunk) in holdings.chunks().iter().enumerate() {
-        in_use[chunk.blob as usize] |= holdings.flags[position] & CLAIMED != 0;
-    }
+    let mut in_use = holdings.blobs_with(claimed)?;
     if neighbours {
         for pack in &holdings.packs {
-            if pack.blobs.clone().any(|blob| in_use[blob as usize]) {
-                pack.blobs.clone().for_each(|blob| in_use[blob as usize] = true);
+            if pack.blobs.clone().any(|blob| in_use.get(blob as usize)) {
+                for blob in pack.blobs.clone() {
+                    in_use.set(blob as usize);
+                }
             }
         }
     }
-    let bases: Vec<_> = holdings.bases.iter().filter(|(blob, ..)| in_use[*blob as usize]).copied().collect();
     let mut more = false;
-    for (_, prefix, bytes) in bases {
+    for base in holdings.bases_of(|blob| in_use.get(blob as usize) && !done.get(blob as usize)) {
+        let base = base?;
         let mut found = false;
-        for position in holdings.find(prefix) {
-            if holdings.chunks()[position].bytes == bytes {
-                found = true;
-                more |= holdings.flags[position] & REACHED == 0;
-                holdings.flags[position] |= REACHED;
-            }
+        for (position, _) in holdings.chunks.find(base.prefix)?.iter().filter(|(_, copy)| copy.bytes == base.bytes) {
+            found = true;
+            more |= reached.set(position);
         }
         if !found {
             let detail = "a base of chunks in use is in no pack that the index lists".to_owned();
-            return Err(RepoError::Damaged { name: "the index".to_owned(), detail }.into());
+            return Err(RepoError::Damaged { name: "the index".to_owned(), detail });
         }
     }
+    done.set_all_of(&in_use);
     Ok(more)
 }

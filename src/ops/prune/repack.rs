@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::execute::Run;
-use super::plan::CLAIMED;
 use super::{Fate, PruneError};
 use crate::format::manifest::ChunkEntry;
 use crate::format::pack::{BlobContents, BlobKind, decode_directory, directory_range};
 use crate::id::ObjectId;
 use crate::limits::{BLOB_BYTES_MAX, BLOB_CHUNKS_MAX};
+use crate::ops::holdings::bits::Bits;
 use crate::ops::holdings::{Holdings, prefix_of};
 use crate::pipeline::PipelineError;
 use crate::pipeline::packer::{Added, Blob, Packer, Pending};
@@ -40,6 +40,7 @@ impl Run<'_> {
         let mut copier = Copier {
             repo: self.repo,
             holdings: &self.survey.holdings,
+            claimed: &self.survey.claimed,
             reader: &reader,
             packer: &packer,
             opener: Opener::default(),
@@ -71,18 +72,15 @@ impl Run<'_> {
                 continue;
             }
             let index = self.repo.load_index_object(&id)?;
-            let chunks = index.packs.iter().flat_map(|pack| &pack.directory).flat_map(|blob| &blob.contents.chunks);
-            self.fresh.extend(chunks.map(|chunk| prefix_of(&chunk.id)));
+            self.fresh.add(&self.survey.holdings, &index)?;
             self.add_to_listing(id, &index);
         }
-        self.fresh.sort_unstable();
-        self.fresh.dedup();
         let gone: HashSet<ObjectId> = sources.iter().copied().collect();
         let holdings = &self.survey.holdings;
-        for (position, chunk) in holdings.chunks().iter().enumerate() {
-            let pack = &holdings.packs[holdings.pack_of(position) as usize].id;
-            let needed = holdings.flags[position] & CLAIMED != 0 && gone.contains(pack);
-            if needed && self.fresh.binary_search(&chunk.prefix()).is_err() {
+        for (position, chunk) in holdings.chunks.iter().enumerate() {
+            let pack = &holdings.packs[holdings.pack_of(&chunk?) as usize].id;
+            let needed = self.survey.claimed.get(position) && gone.contains(pack);
+            if needed && !self.fresh.known.get(position) {
                 let detail = "a chunk of it was not copied: nothing more was removed".to_owned();
                 return Err(RepoError::Damaged { name: pack_name(pack), detail }.into());
             }
@@ -111,6 +109,7 @@ impl Gathered {
 struct Copier<'a> {
     repo: &'a Arc<Repository>,
     holdings: &'a Holdings,
+    claimed: &'a Bits,
     reader: &'a Reader,
     packer: &'a Packer,
     opener: Opener,
@@ -136,7 +135,8 @@ impl Copier<'_> {
         }
         for (blob, entry) in pack.blobs.clone().zip(decode_directory(&directory).map_err(format)?) {
             let contents = &entry.contents;
-            let live: Vec<bool> = contents.chunks.iter().map(|chunk| self.is_claimed(chunk, blob)).collect();
+            let live = contents.chunks.iter().map(|chunk| self.is_claimed(chunk, blob));
+            let live: Vec<bool> = live.collect::<Result<_, _>>()?;
             let stored = bytes.slice(entry.offset as usize..(entry.offset + entry.stored) as usize);
             if live.iter().all(|live| *live) {
                 self.packer.push(Blob::Sealed { contents: entry.contents, stored })?;
@@ -149,11 +149,9 @@ impl Copier<'_> {
         Ok(())
     }
 
-    fn is_claimed(&self, entry: &ChunkEntry, blob: u32) -> bool {
-        let holdings = self.holdings;
-        holdings
-            .find(prefix_of(&entry.id))
-            .any(|at| holdings.chunks()[at].blob == blob && holdings.flags[at] & CLAIMED != 0)
+    fn is_claimed(&self, entry: &ChunkEntry, blob: u32) -> Result<bool, RepoError> {
+        let copies = self.holdings.chunks.find(prefix_of(&entry.id))?;
+        Ok(copies.iter().any(|(position, copy)| copy.blob == blob && self.claimed.get(position)))
     }
 
     fn copy_part(&mut self, row: &BlobRow, stored: &[u8], live: &[bool]) -> Result<(), PipelineError> {

@@ -4,12 +4,14 @@ use std::collections::{HashMap, HashSet};
 
 use super::PruneError;
 use super::execute::Run;
-use super::plan::{CLAIMED, REACHED};
 use super::survey::{explain, missing};
 use crate::backend::BackendError;
+use crate::format::index::Index;
 use crate::format::manifest::ChunkEntry;
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
+use crate::ops::holdings::bits::Bits;
+use crate::ops::holdings::rows::Row;
 use crate::ops::holdings::{Holdings, prefix_of};
 use crate::ops::walk::{Visit, Walker};
 use crate::pipeline::PipelineError;
@@ -31,14 +33,11 @@ impl Run<'_> {
                 Err(RepoError::Backend(BackendError::NotFound { .. })) => continue,
                 other => other?,
             };
-            let chunks = index.packs.iter().flat_map(|pack| &pack.directory).flat_map(|blob| &blob.contents.chunks);
-            self.fresh.extend(chunks.map(|chunk| prefix_of(&chunk.id)));
+            self.fresh.add(&self.survey.holdings, &index)?;
             // A backup that this run took for dead has listed it after all.
             spared.extend(index.packs.iter().map(|pack| pack.pack).filter(|pack| going.contains_key(pack)));
             self.add_to_listing(id, &index);
         }
-        self.fresh.sort_unstable();
-        self.fresh.dedup();
         let mut new = Vec::new();
         for (id, _) in manifests {
             if self.known.insert(id) {
@@ -48,8 +47,15 @@ impl Run<'_> {
                 }
             }
         }
-        let holdings = &mut self.survey.holdings;
-        let mut rescue = Rescue { holdings, fresh: &self.fresh, going, spared, revived: Vec::new() };
+        let survey = &mut self.survey;
+        let mut rescue = Rescue {
+            holdings: &survey.holdings,
+            claimed: &mut survey.claimed,
+            fresh: &self.fresh,
+            going,
+            spared,
+            revived: Vec::new(),
+        };
         if !new.is_empty() {
             self.repo.load_index(&Progress::default())?;
             let reader = Reader::new(self.repo.clone(), 1, self.progress.clone());
@@ -68,10 +74,41 @@ impl Run<'_> {
     }
 }
 
+/// Chunks that index objects put since the survey list.
+pub(super) struct Fresh {
+    /// All copies of those that the survey knows, by position.
+    pub(super) known: Bits,
+    /// Prefixes of the others: what backups have stored meanwhile.
+    others: HashSet<u64>,
+}
+
+impl Fresh {
+    pub(super) fn new(holdings: &Holdings) -> Self {
+        Self { known: Bits::new(holdings.chunks.len()), others: HashSet::new() }
+    }
+
+    pub(super) fn add(&mut self, holdings: &Holdings, index: &Index) -> Result<(), RepoError> {
+        for blob in index.packs.iter().flat_map(|pack| &pack.directory) {
+            for chunk in &blob.contents.chunks {
+                let prefix = prefix_of(&chunk.id);
+                let copies = holdings.chunks.find(prefix)?;
+                for (position, _) in copies.iter() {
+                    self.known.set(position);
+                }
+                if copies.is_empty() {
+                    self.others.insert(prefix);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Finds what backups that were committed meanwhile reach in packs that are about to go.
 struct Rescue<'a> {
-    holdings: &'a mut Holdings,
-    fresh: &'a [u64],
+    holdings: &'a Holdings,
+    claimed: &'a mut Bits,
+    fresh: &'a Fresh,
     going: &'a HashMap<ObjectId, u64>,
     spared: Vec<ObjectId>,
     /// Blobs of packs that stay, dead until now: what they rest on must stay with them.
@@ -80,30 +117,29 @@ struct Rescue<'a> {
 
 impl Rescue<'_> {
     /// Makes sure that a copy of a chunk stays. False if there is none.
-    fn keep(&mut self, prefix: u64, bytes: u32) -> bool {
-        if self.fresh.binary_search(&prefix).is_ok() {
-            return true;
+    fn keep(&mut self, prefix: u64, bytes: u32) -> Result<bool, RepoError> {
+        let copies = self.holdings.chunks.find(prefix)?;
+        if self.fresh.others.contains(&prefix) || copies.iter().any(|(position, _)| self.fresh.known.get(position)) {
+            return Ok(true);
         }
-        let copies: Vec<usize> =
-            self.holdings.find(prefix).filter(|&position| self.holdings.chunks()[position].bytes == bytes).collect();
-        let pack_of = |position: usize| self.holdings.packs[self.holdings.pack_of(position) as usize].id;
-        let stays = |position: usize| {
-            let pack = pack_of(position);
+        let copies: Vec<(usize, &Row)> = copies.iter().filter(|(_, copy)| copy.bytes == bytes).collect();
+        let pack_of = |copy: &Row| self.holdings.packs[self.holdings.pack_of(copy) as usize].id;
+        let stays = |copy: &Row| {
+            let pack = pack_of(copy);
             !self.going.contains_key(&pack) || self.spared.contains(&pack)
         };
-        let claimed = copies.iter().find(|&&at| stays(at) && self.holdings.flags[at] & CLAIMED != 0);
-        let kept = claimed.or_else(|| copies.iter().find(|&&at| stays(at))).or(copies.first()).copied();
-        let Some(position) = kept else { return false };
-        if !stays(position) {
-            let pack = pack_of(position);
+        let claimed = copies.iter().find(|(at, copy)| stays(copy) && self.claimed.get(*at));
+        let kept = claimed.or_else(|| copies.iter().find(|(_, copy)| stays(copy))).or(copies.first()).copied();
+        let Some((position, copy)) = kept else { return Ok(false) };
+        if !stays(copy) {
+            let pack = pack_of(copy);
             self.spared.push(pack);
         }
-        if self.holdings.flags[position] & CLAIMED == 0 {
-            self.revived.push(self.holdings.chunks()[position].blob);
-        }
         // So that it is copied should its pack be repacked.
-        self.holdings.flags[position] |= CLAIMED | REACHED;
-        true
+        if self.claimed.set(position) {
+            self.revived.push(copy.blob);
+        }
+        Ok(true)
     }
 
     /// All packs to be spared, those with the bases of blobs that are needed after all included.
@@ -117,10 +153,10 @@ impl Rescue<'_> {
                 }
             }
             (packs_done, blobs_done) = (self.spared.len(), self.revived.len());
-            let bases: Vec<_> =
-                self.holdings.bases.iter().filter(|(blob, ..)| needed.contains(blob)).copied().collect();
-            for (_, prefix, bytes) in bases {
-                self.keep(prefix, bytes);
+            let holdings = self.holdings;
+            for base in holdings.bases_of(|blob| needed.contains(&blob)) {
+                let base = base?;
+                self.keep(base.prefix, base.bytes)?;
             }
         }
         Ok(self.spared)
@@ -129,6 +165,6 @@ impl Rescue<'_> {
 
 impl Visit for Rescue<'_> {
     fn chunk(&mut self, _: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
-        if self.keep(prefix_of(&entry.id), entry.bytes) { Ok(()) } else { Err(missing(entry)) }
+        if self.keep(prefix_of(&entry.id), entry.bytes)? { Ok(()) } else { Err(missing(entry)) }
     }
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::lease::leases;
-use super::plan::{Plan, REACHED, plan};
+use super::plan::{Plan, plan};
 use super::{Fate, PackPlan, PruneError, PruneOptions, PruneReport, STORE_TIME_SLACK};
 use crate::format::manifest::ChunkEntry;
 use crate::format::pack::BlobKind;
 use crate::format::records::{Mark, RemovedBackup};
 use crate::id::ObjectId;
 use crate::ops::forget;
+use crate::ops::holdings::bits::Bits;
 use crate::ops::holdings::{Holdings, prefix_of};
 use crate::ops::retention::{Decision, decide};
 use crate::ops::walk::{Visit, Walker};
@@ -43,6 +44,8 @@ pub(super) struct Survey {
     pub(super) marks_unreadable: Vec<ObjectId>,
     pub(super) fates: Vec<Fate>,
     pub(super) dead_bytes: Vec<u64>,
+    /// The copies of chunks that stay, by position.
+    pub(super) claimed: Bits,
     pub(super) unlisted: Vec<(ObjectId, u64)>,
 }
 
@@ -76,7 +79,7 @@ impl Survey {
             decisions.iter().filter(|decision| decision.keep).map(|decision| decision.id).collect();
         let (kept, dropped): (Vec<_>, Vec<_>) = snapshots.into_iter().partition(|snapshot| keep.contains(&snapshot.id));
         repo.load_index(&Progress::default())?;
-        let mut holdings = Holdings::load(repo)?;
+        let holdings = Holdings::load(repo)?;
         refuse_damage(&holdings)?;
         let stored = list_packs(repo)?;
         let unlisted = unlisted(repo, &holdings, &stored, store_now.unwrap_or(options.now))?;
@@ -85,17 +88,30 @@ impl Survey {
         progress.add_items_total(kept.len() as u64);
         let reader = Reader::new(repo.clone(), 1, progress.clone());
         let mut walker = Walker::new(&reader);
+        let mut reached = Bits::new(holdings.chunks.len());
         for snapshot in &kept {
             if progress.is_cancelled() {
                 return Err(Cancelled.into());
             }
-            let walked = walker.walk(0, &snapshot.manifest, &mut Reach(&mut holdings));
+            let walked = walker.walk(0, &snapshot.manifest, &mut Reach { holdings: &holdings, reached: &mut reached });
             walked.map_err(|error| explain(error, &snapshot.id))?;
             progress.add_items(1);
         }
         let marked = marks.iter().flat_map(|mark| &mark.packs).copied().collect();
-        let Plan { fates, dead_bytes } = plan(&mut holdings, &stored, &marked, options)?;
-        Ok(Self { decisions, kept, dropped, holdings, stored, marks, marks_unreadable, fates, dead_bytes, unlisted })
+        let Plan { fates, dead_bytes, claimed } = plan(&holdings, reached, &stored, &marked, options)?;
+        Ok(Self {
+            decisions,
+            kept,
+            dropped,
+            holdings,
+            stored,
+            marks,
+            marks_unreadable,
+            fates,
+            dead_bytes,
+            claimed,
+            unlisted,
+        })
     }
 
     pub(super) fn report(&self) -> PruneReport {
@@ -185,17 +201,18 @@ fn unlisted(
     Ok(unlisted)
 }
 
-/// Sets [`REACHED`] on the copies of every chunk that a backup leads to.
-struct Reach<'h>(&'h mut Holdings);
+/// Notes the copies of every chunk that a backup leads to.
+struct Reach<'h> {
+    holdings: &'h Holdings,
+    reached: &'h mut Bits,
+}
 
 impl Visit for Reach<'_> {
     fn chunk(&mut self, kind: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
-        let copies = self.0.find(prefix_of(&entry.id));
         let mut found = false;
-        for position in copies {
-            let chunk = self.0.chunks()[position];
-            if chunk.bytes == entry.bytes && self.0.blobs[chunk.blob as usize].kind == kind {
-                self.0.flags[position] |= REACHED;
+        for (position, copy) in self.holdings.chunks.find(prefix_of(&entry.id))?.iter() {
+            if copy.bytes == entry.bytes && self.holdings.blob_of(copy).kind == kind {
+                self.reached.set(position);
                 found = true;
             }
         }

@@ -1,22 +1,33 @@
 //! What the index objects in the store say, as compact tables: which chunk lies in which blobs of which packs.
 //!
-//! Read from the store, never from the local index: prune and check decide by it. It takes 16 bytes a chunk and 1 byte of
-//! flags: 0.3 GB for each TiB of chunks of 64 KiB. Chunks are found by the first 8 bytes of their names, which are keyed
-//! hashes: among 10^9 chunks one that is asked for in vain is taken for another with a chance of 10^-10, and then
-//! garbage stays, or a missing chunk shows up only when it is read.
+//! Read from the store, never from the local index: prune and check decide by it. Each chunk takes a row of 16 bytes, and so
+//! does each base of a blob: beyond a million of them in a temporary file of the cache folder, 0.3 GB for each TiB of
+//! chunks of 64 KiB ([`rows`]). In memory stay a bit or two a chunk ([`bits`]), 16 bytes a blob, 150 a pack, and one
+//! index object while it is read: 50 MB for 20 million chunks.
+//!
+//! Chunks are found by the first 8 bytes of their names, which are keyed hashes: among 10^9 chunks one that is asked for
+//! in vain is taken for another with a chance of 10^-10, and then garbage stays, or a missing chunk shows up only when it
+//! is read.
+
+pub mod bits;
+pub mod rows;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use crate::backend::BackendError;
 use crate::format::index::{Index, PackIndex};
+use crate::format::manifest::ChunkEntry;
 use crate::format::pack::{BlobKind, encode_directory};
 use crate::id::{ChunkId, ObjectId};
+use crate::limits::HELD_ROWS_IN_MEMORY;
 use crate::repo::{RepoError, Repository};
 use crate::seal::keys::Kind;
 
+use bits::Bits;
+use rows::{Room, Row, Rows, Sorter, Table};
+
 /// The tables.
-#[derive(Default)]
 pub struct Holdings {
     /// Index objects that count, and what they list.
     pub objects: BTreeMap<ObjectId, HeldObject>,
@@ -28,11 +39,10 @@ pub struct Holdings {
     pub blobs: Vec<HeldBlob>,
     /// Packs that two index objects list with different directories.
     pub contradicted: Vec<ObjectId>,
-    chunks: Vec<HeldChunk>,
-    /// One byte a chunk, for whoever works with the tables.
-    pub flags: Vec<u8>,
-    /// Bases of blobs, by blob.
-    pub bases: Vec<(u32, u64, u32)>,
+    /// Copies of chunks, and the blobs that they lie in.
+    pub chunks: Table,
+    /// Bases, and the blobs that rest on them, in the order of the blobs.
+    pub bases: Rows,
     pack_numbers: HashMap<ObjectId, u32>,
 }
 
@@ -64,14 +74,6 @@ pub struct HeldBlob {
     pub depth: u8,
 }
 
-/// A chunk of a blob.
-#[derive(Debug, Clone, Copy)]
-pub struct HeldChunk {
-    prefix: u64,
-    pub bytes: u32,
-    pub blob: u32,
-}
-
 /// The first 8 bytes of a chunk's name.
 pub fn prefix_of(id: &ChunkId) -> u64 {
     u64::from_be_bytes(*id.as_bytes().first_chunk().expect("a chunk id has 32 bytes"))
@@ -94,56 +96,106 @@ impl Holdings {
     fn try_load(repo: &Repository, last_try: bool) -> Result<Option<Self>, RepoError> {
         // Which objects others took the place of is known once all have been read. As a rule there are none, and one
         // pass is enough; else what was added in vain is left out by a second.
-        let mut superseded: HashSet<ObjectId> = HashSet::new();
+        let mut left_out: HashSet<ObjectId> = HashSet::new();
         loop {
-            let listed = repo.list(Kind::Index)?;
-            let mut holdings = Self::default();
-            let mut found: HashSet<ObjectId> = HashSet::new();
-            for (id, _) in listed {
+            let mut loader = Loader::new(Room { folder: repo.cache.clone(), rows_max: HELD_ROWS_IN_MEMORY });
+            let (mut superseded, mut damaged, mut found) = (Vec::new(), Vec::new(), HashSet::new());
+            for (id, _) in repo.list(Kind::Index)? {
                 match repo.load_index_object(&id) {
                     Ok(index) => {
                         found.extend(&index.supersedes);
-                        if superseded.contains(&id) {
-                            holdings.superseded.push(id);
+                        if left_out.contains(&id) {
+                            superseded.push(id);
                         } else {
-                            holdings.add(id, &index);
+                            loader.add(id, &index)?;
                         }
                     }
                     Err(RepoError::Backend(BackendError::NotFound { .. })) if !last_try => return Ok(None),
-                    Err(error) if is_damage(&error) => holdings.damaged.push((id, error)),
+                    Err(error) if is_damage(&error) => damaged.push((id, error)),
                     Err(error) => return Err(error),
                 }
             }
-            let added_in_vain = found.iter().any(|id| holdings.objects.contains_key(id));
+            let added_in_vain = found.iter().any(|id| loader.objects.contains_key(id));
             // What took its place may have been taken back.
-            let left_out_in_vain = holdings.superseded.iter().any(|id| !found.contains(id));
+            let left_out_in_vain = superseded.iter().any(|id| !found.contains(id));
             if added_in_vain || left_out_in_vain {
-                superseded = found;
+                left_out = found;
                 continue;
             }
             // A damaged one that was replaced is nobody's loss.
-            let (replaced, damaged): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut holdings.damaged).into_iter().partition(|(id, _)| found.contains(id));
-            holdings.superseded.extend(replaced.into_iter().map(|(id, _)| id));
-            holdings.damaged = damaged;
-            holdings.chunks.sort_unstable_by_key(|chunk| (chunk.prefix, chunk.blob));
-            holdings.flags = vec![0; holdings.chunks.len()];
-            return Ok(Some(holdings));
+            let (replaced, damaged): (Vec<_>, Vec<_>) = damaged.into_iter().partition(|(id, _)| found.contains(id));
+            superseded.extend(replaced.into_iter().map(|(id, _)| id));
+            return Ok(Some(loader.finish(superseded, damaged)?));
         }
     }
 
-    fn add(&mut self, id: ObjectId, index: &Index) {
+    /// The number of a pack, if it is listed.
+    pub fn pack(&self, id: &ObjectId) -> Option<u32> {
+        self.pack_numbers.get(id).copied()
+    }
+
+    /// The blob that a chunk lies in.
+    pub fn blob_of(&self, chunk: &Row) -> &HeldBlob {
+        &self.blobs[chunk.blob as usize]
+    }
+
+    /// The number of the pack that a chunk lies in.
+    pub fn pack_of(&self, chunk: &Row) -> u32 {
+        self.blob_of(chunk).pack
+    }
+
+    /// The blobs in which a chunk of some lies, or the bits of no chunk.
+    pub fn blobs_with(&self, some: &Bits) -> Result<Bits, RepoError> {
+        let mut blobs = Bits::new(self.blobs.len());
+        for (position, chunk) in self.chunks.iter().enumerate() {
+            let chunk = chunk?;
+            if some.get(position) {
+                blobs.set(chunk.blob as usize);
+            }
+        }
+        Ok(blobs)
+    }
+
+    /// The bases of blobs of which some are wanted.
+    pub fn bases_of(&self, wanted: impl Fn(u32) -> bool) -> impl Iterator<Item = Result<Row, RepoError>> {
+        self.bases.iter().filter(move |base| base.as_ref().map_or(true, |base| wanted(base.blob)))
+    }
+}
+
+/// Makes the tables.
+struct Loader {
+    objects: BTreeMap<ObjectId, HeldObject>,
+    packs: Vec<HeldPack>,
+    blobs: Vec<HeldBlob>,
+    contradicted: Vec<ObjectId>,
+    chunks: Sorter,
+    bases: Rows,
+    pack_numbers: HashMap<ObjectId, u32>,
+}
+
+impl Loader {
+    fn new(room: Room) -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            packs: Vec::new(),
+            blobs: Vec::new(),
+            contradicted: Vec::new(),
+            chunks: Sorter::new(room.clone()),
+            bases: Rows::new(room),
+            pack_numbers: HashMap::new(),
+        }
+    }
+
+    fn add(&mut self, id: ObjectId, index: &Index) -> Result<(), RepoError> {
         let object = self.objects.entry(id).or_default();
         for pack in &index.packs {
             object.packs.push(pack.pack);
             object.chunks += pack.directory.iter().map(|blob| blob.contents.chunks.len()).sum::<usize>();
         }
-        for pack in &index.packs {
-            self.add_pack(pack);
-        }
+        index.packs.iter().try_for_each(|pack| self.add_pack(pack))
     }
 
-    fn add_pack(&mut self, pack: &PackIndex) {
+    fn add_pack(&mut self, pack: &PackIndex) -> Result<(), RepoError> {
         let number = |n: usize| u32::try_from(n).expect("fewer than 2^32 packs and blobs fit into memory");
         let directory = *blake3::hash(&encode_directory(&pack.directory)).as_bytes();
         if let Some(&known) = self.pack_numbers.get(&pack.pack) {
@@ -151,7 +203,7 @@ impl Holdings {
             if known.directory != directory || known.bytes != pack.bytes {
                 self.contradicted.push(pack.pack);
             }
-            return;
+            return Ok(());
         }
         let first = number(self.blobs.len());
         for entry in &pack.directory {
@@ -164,56 +216,28 @@ impl Holdings {
                 kind: contents.kind,
                 depth: contents.depth,
             });
-            let chunks = contents.chunks.iter();
-            self.chunks.extend(chunks.map(|chunk| HeldChunk {
-                prefix: prefix_of(&chunk.id),
-                bytes: chunk.bytes,
-                blob,
-            }));
-            self.bases.extend(contents.bases.iter().map(|base| (blob, prefix_of(&base.id), base.bytes)));
+            let row = |entry: &ChunkEntry| Row { prefix: prefix_of(&entry.id), blob, bytes: entry.bytes };
+            contents.chunks.iter().try_for_each(|chunk| self.chunks.push(row(chunk)))?;
+            contents.bases.iter().try_for_each(|base| self.bases.push(row(base)))?;
         }
         self.pack_numbers.insert(pack.pack, number(self.packs.len()));
         let blobs = first..number(self.blobs.len());
         self.packs.push(HeldPack { id: pack.pack, bytes: pack.bytes, directory, blobs });
+        Ok(())
     }
 
-    /// The number of a pack, if it is listed.
-    pub fn pack(&self, id: &ObjectId) -> Option<u32> {
-        self.pack_numbers.get(id).copied()
-    }
-
-    /// Positions of all copies of a chunk.
-    pub fn find(&self, prefix: u64) -> Range<usize> {
-        let start = self.chunks.partition_point(|chunk| chunk.prefix < prefix);
-        let copies = self.chunks[start..].iter().take_while(|chunk| chunk.prefix == prefix).count();
-        start..start + copies
-    }
-
-    /// All copies of all chunks, copies of one chunk side by side.
-    pub fn chunks(&self) -> &[HeldChunk] {
-        &self.chunks
-    }
-
-    /// Runs of copies of one chunk.
-    pub fn runs(&self) -> impl Iterator<Item = Range<usize>> {
-        let mut start = 0;
-        self.chunks.chunk_by(|a, b| a.prefix == b.prefix).map(move |run| {
-            let range = start..start + run.len();
-            start = range.end;
-            range
+    fn finish(self, superseded: Vec<ObjectId>, damaged: Vec<(ObjectId, RepoError)>) -> Result<Holdings, RepoError> {
+        Ok(Holdings {
+            objects: self.objects,
+            superseded,
+            damaged,
+            packs: self.packs,
+            blobs: self.blobs,
+            contradicted: self.contradicted,
+            chunks: self.chunks.finish()?,
+            bases: self.bases,
+            pack_numbers: self.pack_numbers,
         })
-    }
-
-    /// The pack of the chunk at a position.
-    pub fn pack_of(&self, position: usize) -> u32 {
-        self.blobs[self.chunks[position].blob as usize].pack
-    }
-}
-
-impl HeldChunk {
-    /// The first 8 bytes of its name.
-    pub fn prefix(&self) -> u64 {
-        self.prefix
     }
 }
 

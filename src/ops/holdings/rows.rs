@@ -1,0 +1,400 @@
+//! Chunks by the millions: rows of 16 bytes, in memory while they are few, in a temporary file beyond that.
+//!
+//! The file lies in the cache folder, has no name and is gone with the process. It is read by position and not mapped:
+//! what the kernel keeps of it in its page cache is not this program's memory.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use crate::repo::{RepoError, private_folder};
+
+/// Rows that are written and read together: 64 KiB.
+const BLOCK_ROWS: usize = 4096;
+/// Rows that are read to find one: 1 KiB. Of each such page 8 bytes stay in memory.
+const PAGE_ROWS: usize = 64;
+const ROW_BYTES: usize = 16;
+
+/// A chunk and a blob: one that lies in it, or one that it rests on. Ordered by the chunk's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Row {
+    /// The first 8 bytes of the chunk's name.
+    pub prefix: u64,
+    pub blob: u32,
+    /// Plaintext bytes of the chunk.
+    pub bytes: u32,
+}
+
+impl Row {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.prefix.to_le_bytes());
+        out.extend_from_slice(&self.blob.to_le_bytes());
+        out.extend_from_slice(&self.bytes.to_le_bytes());
+    }
+
+    fn decode(raw: &[u8; ROW_BYTES]) -> Self {
+        let (prefix, rest) = raw.split_first_chunk().expect("16 bytes have a first 8");
+        let (blob, bytes) = rest.split_first_chunk().expect("8 bytes have a first 4");
+        let bytes = bytes.first_chunk().expect("4 bytes are left");
+        Self { prefix: u64::from_le_bytes(*prefix), blob: u32::from_le_bytes(*blob), bytes: u32::from_le_bytes(*bytes) }
+    }
+}
+
+/// Where rows go.
+#[derive(Debug, Clone)]
+pub struct Room {
+    /// Holds the file, if there is one. Made if it is not there.
+    pub folder: PathBuf,
+    /// Most rows that stay in memory.
+    pub rows_max: usize,
+}
+
+impl Room {
+    fn file(&self) -> Result<File, RepoError> {
+        private_folder(&self.folder).and_then(|()| tempfile::tempfile_in(&self.folder)).map_err(|e| self.error(e))
+    }
+
+    fn error(&self, source: io::Error) -> RepoError {
+        RepoError::Scratch { folder: self.folder.clone(), source }
+    }
+}
+
+/// Rows in the order in which they were pushed.
+pub struct Rows {
+    room: Room,
+    file: Option<File>,
+    in_file: usize,
+    /// The rows behind those in the file.
+    tail: Vec<Row>,
+}
+
+impl Rows {
+    pub fn new(room: Room) -> Self {
+        Self { room, file: None, in_file: 0, tail: Vec::new() }
+    }
+
+    pub fn push(&mut self, row: Row) -> Result<(), RepoError> {
+        let tail_max = if self.file.is_some() { BLOCK_ROWS } else { self.room.rows_max };
+        if self.tail.len() >= tail_max {
+            self.spill()?;
+        }
+        self.tail.push(row);
+        Ok(())
+    }
+
+    /// Moves the tail into the file.
+    fn spill(&mut self) -> Result<(), RepoError> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => self.room.file()?,
+        };
+        let tail = std::mem::replace(&mut self.tail, Vec::with_capacity(BLOCK_ROWS));
+        let mut block = Vec::with_capacity(BLOCK_ROWS.min(tail.len()) * ROW_BYTES);
+        for rows in tail.chunks(BLOCK_ROWS) {
+            block.clear();
+            rows.iter().for_each(|row| row.encode(&mut block));
+            let written = file.write_all_at(&block, (self.in_file * ROW_BYTES) as u64);
+            written.map_err(|error| self.room.error(error))?;
+            self.in_file += rows.len();
+        }
+        self.file = Some(file);
+        Ok(())
+    }
+
+    pub fn len(&self) -> usize {
+        self.in_file + self.tail.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads rows by their positions. Those past the end are left out.
+    fn read(&self, range: Range<usize>, out: &mut Vec<Row>) -> Result<(), RepoError> {
+        out.clear();
+        let in_file = range.start.min(self.in_file)..range.end.min(self.in_file);
+        if let Some(file) = self.file.as_ref().filter(|_| !in_file.is_empty()) {
+            let mut raw = vec![0; in_file.len() * ROW_BYTES];
+            file.read_exact_at(&mut raw, (in_file.start * ROW_BYTES) as u64).map_err(|error| self.room.error(error))?;
+            out.extend(raw.as_chunks().0.iter().map(Row::decode));
+        }
+        let in_tail = |at: usize| at.clamp(self.in_file, self.len()) - self.in_file;
+        out.extend_from_slice(&self.tail[in_tail(range.start)..in_tail(range.end)]);
+        Ok(())
+    }
+
+    /// All rows, read block by block.
+    pub fn iter(&self) -> RowsIter<'_> {
+        self.range(0..self.len())
+    }
+
+    fn range(&self, range: Range<usize>) -> RowsIter<'_> {
+        RowsIter { rows: self, left: range, block: Vec::new(), at: 0 }
+    }
+}
+
+/// Reads rows one after another. An error is its last.
+pub struct RowsIter<'a> {
+    rows: &'a Rows,
+    /// What has not been read.
+    left: Range<usize>,
+    block: Vec<Row>,
+    /// Position of the next row in the block.
+    at: usize,
+}
+
+impl Iterator for RowsIter<'_> {
+    type Item = Result<Row, RepoError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.at == self.block.len() {
+            let end = self.left.end.min(self.left.start + BLOCK_ROWS);
+            let read = self.rows.read(self.left.start..end, &mut self.block);
+            (self.left.start, self.at) = (end, 0);
+            if let Err(error) = read {
+                self.left.start = self.left.end;
+                return Some(Err(error));
+            }
+        }
+        let row = self.block.get(self.at)?;
+        self.at += 1;
+        Some(Ok(*row))
+    }
+}
+
+/// Sorts rows: as many as stay in memory at a time, then all of these runs together.
+pub struct Sorter {
+    room: Room,
+    buffer: Vec<Row>,
+    runs: Rows,
+    /// Where each run in `runs` ends.
+    ends: Vec<usize>,
+}
+
+impl Sorter {
+    pub fn new(room: Room) -> Self {
+        let runs = Rows::new(Room { rows_max: 0, ..room.clone() });
+        Self { room, buffer: Vec::new(), runs, ends: Vec::new() }
+    }
+
+    pub fn push(&mut self, row: Row) -> Result<(), RepoError> {
+        if self.buffer.len() >= self.room.rows_max {
+            self.end_run()?;
+        }
+        self.buffer.push(row);
+        Ok(())
+    }
+
+    fn end_run(&mut self) -> Result<(), RepoError> {
+        self.buffer.sort_unstable();
+        self.buffer.iter().try_for_each(|row| self.runs.push(*row))?;
+        self.buffer.clear();
+        self.ends.push(self.runs.len());
+        Ok(())
+    }
+
+    pub fn finish(mut self) -> Result<Table, RepoError> {
+        if self.ends.is_empty() {
+            self.buffer.sort_unstable();
+            return Table::new(Rows { tail: self.buffer, ..Rows::new(self.room) });
+        }
+        self.end_run()?;
+        drop(self.buffer);
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let mut runs: Vec<_> = starts.zip(&self.ends).map(|(start, end)| self.runs.range(start..*end)).collect();
+        let mut heads = BinaryHeap::new();
+        for (number, run) in runs.iter_mut().enumerate() {
+            heads.extend(run.next().transpose()?.map(|row| Reverse((row, number))));
+        }
+        let mut sorted = Rows::new(Room { rows_max: 0, ..self.room });
+        while let Some(mut head) = heads.peek_mut() {
+            let Reverse((row, number)) = *head;
+            sorted.push(row)?;
+            match runs[number].next().transpose()? {
+                Some(next) => *head = Reverse((next, number)),
+                None => drop(std::collections::binary_heap::PeekMut::pop(head)),
+            }
+        }
+        Table::new(sorted)
+    }
+}
+
+/// Sorted rows: all copies of a chunk side by side, found by its prefix.
+pub struct Table {
+    rows: Rows,
+    /// The first prefix of each page.
+    firsts: Vec<u64>,
+}
+
+/// The copies of a chunk, and the position of the first in its table.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Copies {
+    start: usize,
+    rows: Vec<Row>,
+}
+
+impl Copies {
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The rows with their positions.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Row)> {
+        (self.start..).zip(&self.rows)
+    }
+}
+
+impl Table {
+    fn new(rows: Rows) -> Result<Self, RepoError> {
+        let mut firsts = Vec::with_capacity(rows.len().div_ceil(PAGE_ROWS));
+        for (position, row) in rows.iter().enumerate() {
+            let row = row?;
+            if position % PAGE_ROWS == 0 {
+                firsts.push(row.prefix);
+            }
+        }
+        Ok(Self { rows, firsts })
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// All rows, in order.
+    pub fn iter(&self) -> RowsIter<'_> {
+        self.rows.iter()
+    }
+
+    /// All copies of a chunk. Reads one page as a rule.
+    pub fn find(&self, prefix: u64) -> Result<Copies, RepoError> {
+        let mut copies = Copies::default();
+        let mut page = Vec::with_capacity(PAGE_ROWS);
+        // The first copy may be the last row of the page before.
+        let first = self.firsts.partition_point(|first| *first < prefix).saturating_sub(1);
+        for number in first..self.firsts.len() {
+            if number > first && self.firsts[number] != prefix {
+                break;
+            }
+            self.rows.read(number * PAGE_ROWS..(number + 1) * PAGE_ROWS, &mut page)?;
+            let before = page.partition_point(|row| row.prefix < prefix);
+            let found = page[before..].partition_point(|row| row.prefix == prefix);
+            if copies.is_empty() {
+                copies.start = number * PAGE_ROWS + before;
+            }
+            copies.rows.extend_from_slice(&page[before..before + found]);
+            if before + found < page.len() {
+                break;
+            }
+        }
+        Ok(copies)
+    }
+
+    /// Calls `each` with the copies of every chunk and the position of the first of them.
+    pub fn each_run<E: From<RepoError>>(&self, mut each: impl FnMut(usize, &[Row]) -> Result<(), E>) -> Result<(), E> {
+        let (mut start, mut run) = (0, Vec::new());
+        for row in self.iter() {
+            let row = row?;
+            if run.last().is_some_and(|last: &Row| last.prefix != row.prefix) {
+                each(start, &run)?;
+                start += run.len();
+                run.clear();
+            }
+            run.push(row);
+        }
+        if run.is_empty() { Ok(()) } else { each(start, &run) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn room(folder: &tempfile::TempDir, rows_max: usize) -> Room {
+        Room { folder: folder.path().join("cache"), rows_max }
+    }
+
+    fn sorted(rows: &[Row], room: Room) -> Table {
+        let mut sorter = Sorter::new(room);
+        rows.iter().for_each(|row| sorter.push(*row).unwrap());
+        sorter.finish().unwrap()
+    }
+
+    /// Prefixes that come once, twice, and more often than a page has rows.
+    fn some_rows() -> impl Strategy<Value = Vec<Row>> {
+        let prefix = prop_oneof![3 => any::<u64>(), 3 => 0..50u64, 2 => Just(u64::MAX), 2 => Just(7)];
+        let row = (prefix, 0..1000u32, 1..100u32).prop_map(|(prefix, blob, bytes)| Row { prefix, blob, bytes });
+        proptest::collection::vec(row, 0..1200)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_file_answers_as_memory_does(rows in some_rows(), rows_max in 0..700usize, other in any::<u64>()) {
+            let folder = tempfile::tempdir().unwrap();
+            let (memory, file) = (sorted(&rows, room(&folder, usize::MAX)), sorted(&rows, room(&folder, rows_max)));
+            prop_assert_eq!(file.rows.file.is_some(), rows.len() > rows_max);
+            let mut wanted = rows.clone();
+            wanted.sort_unstable();
+            for table in [&memory, &file] {
+                prop_assert_eq!(&table.iter().map(Result::unwrap).collect::<Vec<_>>(), &wanted);
+                let mut runs = Vec::new();
+                table.each_run(|start, run| { runs.push((start, run.to_vec())); Ok::<_, RepoError>(()) }).unwrap();
+                let ends = runs.iter().map(|(start, run)| start + run.len());
+                prop_assert!(ends.zip(runs.iter().skip(1)).all(|(end, (start, _))| end == *start));
+                prop_assert_eq!(runs.len(), wanted.chunk_by(|a, b| a.prefix == b.prefix).count());
+                prop_assert_eq!(runs.into_iter().flat_map(|(_, run)| run).collect::<Vec<_>>(), wanted.clone());
+            }
+            for prefix in rows.iter().map(|row| row.prefix).chain([0, other, u64::MAX]) {
+                let found = file.find(prefix).unwrap();
+                let (start, end) = (wanted.partition_point(|r| r.prefix < prefix), wanted.partition_point(|r| r.prefix <= prefix));
+                prop_assert_eq!(&found.rows, &wanted[start..end]);
+                if start < end {
+                    prop_assert_eq!(&found, &memory.find(prefix).unwrap());
+                    prop_assert_eq!(found.start, start);
+                }
+            }
+        }
+
+        #[test]
+        fn rows_come_back_in_the_order_in_which_they_were_pushed(rows in some_rows(), rows_max in 0..700usize) {
+            let folder = tempfile::tempdir().unwrap();
+            let mut kept = Rows::new(room(&folder, rows_max));
+            rows.iter().for_each(|row| kept.push(*row).unwrap());
+            prop_assert_eq!(kept.len(), rows.len());
+            prop_assert_eq!(kept.iter().map(Result::unwrap).collect::<Vec<_>>(), rows);
+        }
+    }
+
+    #[test]
+    fn more_rows_than_a_block_come_back_from_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows: Vec<Row> =
+            (0..3 * BLOCK_ROWS as u32 + 5).map(|n| Row { prefix: n.into(), blob: n, bytes: 1 }).collect();
+        let table = sorted(&rows, room(&folder, BLOCK_ROWS + 1));
+        assert!(table.rows.file.is_some());
+        assert_eq!(table.iter().map(Result::unwrap).collect::<Vec<_>>(), rows);
+        assert_eq!(table.find(9000).unwrap().iter().collect::<Vec<_>>(), [(9000, &rows[9000])]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_made_is_an_error_that_names_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("cache"), "not a folder").unwrap();
+        let mut rows = Rows::new(room(&folder, 1));
+        rows.push(Row { prefix: 1, blob: 1, bytes: 1 }).unwrap();
+        let error = rows.push(Row { prefix: 2, blob: 1, bytes: 1 }).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(folder.path().to_str().unwrap()) && text.contains("XDG_CACHE_HOME"), "{text}");
+    }
+}
