@@ -25,9 +25,9 @@
 //! chains of eight, 76 MB without chains. A check holds a pack a thread beside that. A backup that compresses against an older
 //! one reads with one opener: 140 MB in all.
 //!
-//! `prune`, `check`, `stats` and `diff` hold, beside what a restore does, the tables of all chunks: 16 bytes for each of at most
-//! [`HELD_ROWS_IN_MEMORY`] chunks and as many bases (2 x 16 MiB, beyond that in a temporary file), a few bits a chunk, 24 to 40
-//! bytes a blob, 300 a pack: 40 MB for 20 million chunks in 16 MiB packs.
+//! `prune`, `check`, `stats` and `diff` hold, beside what a restore does, the tables of all chunks: 16 bytes for each of at
+//! most [`HELD_ROWS_IN_MEMORY`] chunks and as many bases (beyond that in a temporary file), and for [`LOOKED_UP_TOGETHER`]
+//! chunks (8 MiB each); a few bits a chunk, 24 to 40 bytes a blob, 300 a pack: 40 MB for 20 million chunks in 16 MiB packs.
 
 /// Smallest, normal and largest chunk in bytes of the standard geometry (format-spec/chunking.md).
 pub const CHUNK_BYTES_MIN_STD: u32 = 16 << 10;
@@ -89,7 +89,9 @@ pub const INDEX_BLOBS_KEPT: usize = 256;
 pub const INDEX_CHUNKS_KEPT: usize = 16 << 10;
 /// Chunks, and bases, of the whole index that prune, check and stats hold in memory, 16 bytes each; more go to a temporary
 /// file.
-pub const HELD_ROWS_IN_MEMORY: usize = 1 << 20;
+pub const HELD_ROWS_IN_MEMORY: usize = 512 << 10;
+/// Chunks that are looked up in them together, 16 bytes each.
+pub const LOOKED_UP_TOGETHER: usize = 512 << 10;
 /// Plaintext of an index object that prune or repair writes, before one more pack goes into the next.
 pub const INDEX_BYTES_TARGET: usize = 4 << 20;
 

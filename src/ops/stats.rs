@@ -9,7 +9,9 @@ use serde::Serialize;
 use crate::format::manifest::ChunkEntry;
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
+use crate::limits::LOOKED_UP_TOGETHER;
 use crate::ops::holdings::bits::Bits;
+use crate::ops::holdings::rows::Row;
 use crate::ops::holdings::{Holdings, prefix_of};
 use crate::ops::retention::Group;
 use crate::ops::walk::{Owner, Visit, Walker};
@@ -97,25 +99,26 @@ pub fn stats(repo: &Arc<Repository>, progress: &Progress) -> Result<StatsReport,
     let mut walker = Walker::new(&reader);
     for (number, snapshot) in snapshots.iter().enumerate() {
         stop_if_asked(progress)?;
-        reached.by_this.clear();
-        walker.walk(number as Owner, &snapshot.manifest, &mut reached)?;
+        reached.owner = number as Owner;
+        walker.walk(reached.owner, &snapshot.manifest, &mut reached)?;
         progress.add_items(1);
     }
-    let Reached { by_any, by_several, .. } = reached;
+    let (by_any, by_several) = reached.finish()?;
     // For the sources, each group is walked on its own: what two share counts for both. What one backup holds alone, its
     // group meets once.
     let mut by_group = vec![0u64; groups.len()];
     let mut alone = vec![Alone::default(); snapshots.len()];
     for (group, number) in &groups {
-        let mut by_this_group = Bits::new(holdings.chunks.len());
+        let mut in_group = InGroup::new(&holdings, &by_several, &mut alone);
         let mut walker = Walker::new(&reader);
-        for (alone, snapshot) in alone.iter_mut().zip(&snapshots).filter(|(_, snapshot)| group_of(snapshot) == *group) {
+        for (number, snapshot) in snapshots.iter().enumerate().filter(|(_, snapshot)| group_of(snapshot) == *group) {
             stop_if_asked(progress)?;
-            let (by_group, by_several) = (&mut by_this_group, &by_several);
-            walker.walk(0, &snapshot.manifest, &mut InGroup { holdings: &holdings, by_group, by_several, alone })?;
+            in_group.owner = number as Owner;
+            walker.walk(0, &snapshot.manifest, &mut in_group)?;
             progress.add_items(1);
         }
-        by_group[*number as usize] = share(&holdings, &by_this_group)?;
+        in_group.look_up()?;
+        by_group[*number as usize] = share(&holdings, &in_group.by_group)?;
     }
 
     let mut each = Vec::with_capacity(snapshots.len());
@@ -213,27 +216,59 @@ fn share(holdings: &Holdings, chosen: &Bits) -> Result<u64, RepoError> {
 /// Notes which chunks are reached by any backup, and which by several. Of copies the first counts.
 struct Reached<'a> {
     holdings: &'a Holdings,
-    by_this: Bits,
     by_any: Bits,
     by_several: Bits,
+    /// What the backup that is being walked reaches, as far as it was looked up.
+    by_this: (Owner, Bits),
+    owner: Owner,
+    /// Chunks to be looked up, with their owners.
+    wanted: Vec<Row>,
 }
 
 impl<'a> Reached<'a> {
     fn new(holdings: &'a Holdings) -> Self {
         let none = Bits::new(holdings.chunks.len());
-        Self { holdings, by_this: none.clone(), by_any: none.clone(), by_several: none }
+        let by_this = (0, none.clone());
+        Self { holdings, by_any: none.clone(), by_several: none, by_this, owner: 0, wanted: Vec::new() }
+    }
+
+    /// Returns what any backup reaches, and what several do.
+    fn finish(mut self) -> Result<(Bits, Bits), RepoError> {
+        self.look_up()?;
+        Ok((self.by_any, self.by_several))
+    }
+
+    fn look_up(&mut self) -> Result<(), RepoError> {
+        let Self { holdings, by_any, by_several, by_this: (this, by_this), owner, wanted } = self;
+        // Owners come one after the other: of those before, only what `this` had reached is asked for.
+        let (before, now) = (*this, *owner);
+        let reached_before = by_this.clone();
+        if before != now {
+            by_this.clear();
+            *this = now;
+        }
+        // The same chunk of the same owner comes twice in a row, as the rows are sorted.
+        let mut last = None;
+        holdings.chunks.find_all(wanted, |wanted, position, copies| {
+            let again = last.replace((wanted.prefix, wanted.blob)) == Some((wanted.prefix, wanted.blob));
+            if copies.is_empty() || again || (wanted.blob == before && reached_before.get(position)) {
+                return Ok(());
+            }
+            if !by_any.set(position) {
+                by_several.set(position);
+            }
+            if wanted.blob == now {
+                by_this.set(position);
+            }
+            Ok(())
+        })
     }
 }
 
 impl Visit for Reached<'_> {
     fn chunk(&mut self, _: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
-        if let Some((position, _)) = self.holdings.chunks.find(prefix_of(&entry.id))?.iter().next()
-            && self.by_this.set(position)
-            && !self.by_any.set(position)
-        {
-            self.by_several.set(position);
-        }
-        Ok(())
+        self.wanted.push(Row { prefix: prefix_of(&entry.id), blob: self.owner, bytes: entry.bytes });
+        if self.wanted.len() >= LOOKED_UP_TOGETHER { Ok(self.look_up()?) } else { Ok(()) }
     }
 }
 
@@ -244,25 +279,42 @@ struct Alone {
     stored: f64,
 }
 
-/// Notes what a group reaches, and sums up what one of its backups holds alone.
+/// Notes what a group reaches, and sums up what each of its backups holds alone.
 struct InGroup<'a> {
     holdings: &'a Holdings,
-    by_group: &'a mut Bits,
     by_several: &'a Bits,
-    alone: &'a mut Alone,
+    alone: &'a mut [Alone],
+    by_group: Bits,
+    owner: Owner,
+    /// Chunks to be looked up, with their owners.
+    wanted: Vec<Row>,
+}
+
+impl<'a> InGroup<'a> {
+    fn new(holdings: &'a Holdings, by_several: &'a Bits, alone: &'a mut [Alone]) -> Self {
+        let by_group = Bits::new(holdings.chunks.len());
+        Self { holdings, by_several, alone, by_group, owner: 0, wanted: Vec::new() }
+    }
+
+    fn look_up(&mut self) -> Result<(), RepoError> {
+        let Self { holdings, by_several, alone, by_group, wanted, .. } = self;
+        holdings.chunks.find_all(wanted, |wanted, position, copies| {
+            if let Some(chunk) = copies.first()
+                && by_group.set(position)
+                && !by_several.get(position)
+            {
+                let (blob, alone) = (holdings.blob_of(chunk), &mut alone[wanted.blob as usize]);
+                alone.plain += u64::from(chunk.bytes);
+                alone.stored += f64::from(blob.stored) * f64::from(chunk.bytes) / f64::from(blob.raw_bytes.max(1));
+            }
+            Ok(())
+        })
+    }
 }
 
 impl Visit for InGroup<'_> {
     fn chunk(&mut self, _: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
-        let copies = self.holdings.chunks.find(prefix_of(&entry.id))?;
-        if let Some((position, chunk)) = copies.iter().next()
-            && self.by_group.set(position)
-            && !self.by_several.get(position)
-        {
-            let blob = self.holdings.blob_of(chunk);
-            self.alone.plain += u64::from(chunk.bytes);
-            self.alone.stored += f64::from(blob.stored) * f64::from(chunk.bytes) / f64::from(blob.raw_bytes.max(1));
-        }
-        Ok(())
+        self.wanted.push(Row { prefix: prefix_of(&entry.id), blob: self.owner, bytes: entry.bytes });
+        if self.wanted.len() >= LOOKED_UP_TOGETHER { Ok(self.look_up()?) } else { Ok(()) }
     }
 }

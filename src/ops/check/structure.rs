@@ -11,7 +11,9 @@ use crate::format::pack::BlobKind;
 use crate::format::records::{Lease, Mark, Removal};
 use crate::format::slot::Slot;
 use crate::id::ObjectId;
+use crate::limits::LOOKED_UP_TOGETHER;
 use crate::ops::holdings::bits::Bits;
+use crate::ops::holdings::rows::Row;
 use crate::ops::holdings::{Holdings, is_damage, prefix_of};
 use crate::ops::walk::{Sums, Visit, Walker};
 use crate::pipeline::PipelineError;
@@ -202,11 +204,12 @@ pub(super) fn follow(
 ) -> Result<u64, PipelineError> {
     let mut walker = Walker::new(reader);
     let mut items = 0;
+    let mut wanted = Vec::new();
     for (id, manifest) in manifests {
         if progress.is_cancelled() {
             return Err(Cancelled.into());
         }
-        let mut follow = Follow { holdings, reached, findings, backup: *id };
+        let mut follow = Follow { holdings, reached, findings, wanted: &mut wanted, backup: *id };
         match walker.walk(0, manifest, &mut follow) {
             Ok(sums) => {
                 let stated = Sums { items: manifest.items, bytes: manifest.bytes, rows: manifest.rows };
@@ -224,6 +227,7 @@ pub(super) fn follow(
         items += manifest.items;
         progress.add_items(1);
     }
+    look_up(holdings, &mut wanted, reached, findings)?;
     Ok(items)
 }
 
@@ -232,26 +236,42 @@ struct Follow<'a> {
     holdings: &'a Holdings,
     reached: &'a mut Bits,
     findings: &'a mut Findings,
+    /// Chunks to be looked up, with their kind.
+    wanted: &'a mut Vec<Row>,
     backup: ObjectId,
+}
+
+fn look_up(
+    holdings: &Holdings,
+    wanted: &mut Vec<Row>,
+    reached: &mut Bits,
+    findings: &mut Findings,
+) -> Result<(), RepoError> {
+    holdings.chunks.find_all(wanted, |wanted, start, copies| {
+        let mut found = false;
+        for (position, copy) in (start..).zip(copies) {
+            if copy.bytes == wanted.bytes && holdings.blob_of(copy).kind as u32 == wanted.blob {
+                found = true;
+                reached.set(position);
+            }
+        }
+        if !found {
+            if findings.missing.is_none() {
+                let detail = "chunks that backups need are in no pack that the index lists; \
+                              `vault repair index` looks for them in the packs";
+                findings.missing = Some(findings.add(FindingKind::MissingChunks, "index/", detail));
+            }
+            findings.missing_chunks.insert(wanted.prefix);
+        }
+        Ok(())
+    })
 }
 
 impl Visit for Follow<'_> {
     fn chunk(&mut self, kind: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
-        let prefix = prefix_of(&entry.id);
-        let mut found = false;
-        for (position, copy) in self.holdings.chunks.find(prefix)?.iter() {
-            if copy.bytes == entry.bytes && self.holdings.blob_of(copy).kind == kind {
-                found = true;
-                self.reached.set(position);
-            }
-        }
-        if !found {
-            if self.findings.missing.is_none() {
-                let detail = "chunks that backups need are in no pack that the index lists; \
-                              `vault repair index` looks for them in the packs";
-                self.findings.missing = Some(self.findings.add(FindingKind::MissingChunks, "index/", detail));
-            }
-            self.findings.missing_chunks.insert(prefix);
+        self.wanted.push(Row { prefix: prefix_of(&entry.id), blob: kind as u32, bytes: entry.bytes });
+        if self.wanted.len() >= LOOKED_UP_TOGETHER {
+            look_up(self.holdings, self.wanted, self.reached, self.findings)?;
         }
         Ok(())
     }
@@ -323,12 +343,22 @@ fn with_bases(holdings: &Holdings, mut reached: Bits) -> Result<Bits, RepoError>
     loop {
         let in_use = holdings.blobs_with(&reached)?;
         let mut more = false;
+        let mut wanted = Vec::new();
+        let mut reach = |wanted: &mut Vec<Row>| {
+            holdings.chunks.find_all(wanted, |base, start, copies| {
+                for (position, _) in (start..).zip(copies).filter(|(_, copy)| copy.bytes == base.bytes) {
+                    more |= reached.set(position);
+                }
+                Ok::<_, RepoError>(())
+            })
+        };
         for base in holdings.bases_of(|blob| in_use.get(blob as usize) && !done.get(blob as usize)) {
-            let base = base?;
-            for (position, copy) in holdings.chunks.find(base.prefix)?.iter() {
-                more |= copy.bytes == base.bytes && reached.set(position);
+            wanted.push(base?);
+            if wanted.len() >= LOOKED_UP_TOGETHER {
+                reach(&mut wanted)?;
             }
         }
+        reach(&mut wanted)?;
         if !more {
             return Ok(reached);
         }

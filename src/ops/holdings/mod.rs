@@ -1,9 +1,9 @@
 //! What the index objects in the store say, as compact tables: which chunk lies in which blobs of which packs.
 //!
 //! Read from the store, never from the local index: prune and check decide by it. Each chunk takes a row of 16 bytes, and so
-//! does each base of a blob: beyond a million of them in a temporary file of the cache folder, 0.3 GB for each TiB of
+//! does each base of a blob: beyond half a million of them in a temporary file of the cache folder, 0.3 GB for each TiB of
 //! chunks of 64 KiB ([`rows`]). In memory stay a bit or two a chunk ([`bits`]), 16 bytes a blob, 150 a pack, and one
-//! index object while it is read: 50 MB for 20 million chunks.
+//! index object while it is read: 40 MB for 20 million chunks.
 //!
 //! Chunks are found by the first 8 bytes of their names, which are keyed hashes: among 10^9 chunks one that is asked for
 //! in vain is taken for another with a chance of 10^-10, and then garbage stays, or a missing chunk shows up only when it

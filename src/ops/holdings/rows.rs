@@ -297,6 +297,35 @@ impl Table {
         Ok(copies)
     }
 
+    /// Finds many chunks at once, and leaves `wanted` empty: calls `each` with every row of it, in order, the copies of its
+    /// chunk and the position of the first of them. What stands in a row of `wanted` beside the prefix is the asker's.
+    pub fn find_all<E: From<RepoError>>(
+        &self,
+        wanted: &mut Vec<Row>,
+        mut each: impl FnMut(&Row, usize, &[Row]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        wanted.sort_unstable();
+        // To read a page costs about as much as to pass over two.
+        if wanted.len() < self.firsts.len() / 2 {
+            for row in wanted.drain(..) {
+                let copies = self.find(row.prefix)?;
+                each(&row, copies.start, &copies.rows)?;
+            }
+            return Ok(());
+        }
+        let mut left = &wanted[..];
+        self.each_run(|start, copies| {
+            while let Some((row, rest)) = left.split_first().filter(|(row, _)| row.prefix <= copies[0].prefix) {
+                each(row, start, if row.prefix == copies[0].prefix { copies } else { &[] })?;
+                left = rest;
+            }
+            Ok::<_, E>(())
+        })?;
+        left.iter().try_for_each(|row| each(row, 0, &[]))?;
+        wanted.clear();
+        Ok(())
+    }
+
     /// Calls `each` with the copies of every chunk and the position of the first of them.
     pub fn each_run<E: From<RepoError>>(&self, mut each: impl FnMut(usize, &[Row]) -> Result<(), E>) -> Result<(), E> {
         let (mut start, mut run) = (0, Vec::new());
@@ -363,6 +392,23 @@ mod tests {
                     prop_assert_eq!(&found, &memory.find(prefix).unwrap());
                     prop_assert_eq!(found.start, start);
                 }
+            }
+            // Few at once are found page by page, many in one pass.
+            for count in [1, rows.len()] {
+                let mut asked: Vec<Row> = rows.iter().take(count).copied().collect();
+                asked.push(Row { prefix: other, blob: 1, bytes: 2 });
+                let mut answered = Vec::new();
+                let mut wanted_now = asked.clone();
+                file.find_all(&mut wanted_now, |row, start, copies| {
+                    let alone = file.find(row.prefix)?;
+                    assert_eq!(copies, alone.rows, "the same copies as when it is asked for alone");
+                    assert!(copies.is_empty() || start == alone.start);
+                    answered.push(*row);
+                    Ok::<_, RepoError>(())
+                }).unwrap();
+                asked.sort_unstable();
+                prop_assert_eq!(answered, asked);
+                prop_assert!(wanted_now.is_empty());
             }
         }
 

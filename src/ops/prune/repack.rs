@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use bytes::Bytes;
+
 use super::execute::Run;
 use super::{Fate, PruneError};
 use crate::format::manifest::ChunkEntry;
@@ -137,13 +139,15 @@ impl Copier<'_> {
             let contents = &entry.contents;
             let live = contents.chunks.iter().map(|chunk| self.is_claimed(chunk, blob));
             let live: Vec<bool> = live.collect::<Result<_, _>>()?;
-            let stored = bytes.slice(entry.offset as usize..(entry.offset + entry.stored) as usize);
+            let stored = &bytes[entry.offset as usize..(entry.offset + entry.stored) as usize];
             if live.iter().all(|live| *live) {
+                // Copied, so that a few blobs on their way do not keep all of several packs in memory.
+                let stored = Bytes::copy_from_slice(stored);
                 self.packer.push(Blob::Sealed { contents: entry.contents, stored })?;
             } else if live.contains(&true) {
                 let row =
                     BlobRow { pack: pack.id, offset: entry.offset, stored: entry.stored, contents: entry.contents };
-                self.copy_part(&row, &stored, &live)?;
+                self.copy_part(&row, stored, &live)?;
             }
         }
         Ok(())

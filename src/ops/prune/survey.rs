@@ -12,8 +12,10 @@ use crate::format::manifest::ChunkEntry;
 use crate::format::pack::BlobKind;
 use crate::format::records::{Mark, RemovedBackup};
 use crate::id::ObjectId;
+use crate::limits::LOOKED_UP_TOGETHER;
 use crate::ops::forget;
 use crate::ops::holdings::bits::Bits;
+use crate::ops::holdings::rows::Row;
 use crate::ops::holdings::{Holdings, prefix_of};
 use crate::ops::retention::{Decision, decide};
 use crate::ops::walk::{Visit, Walker};
@@ -84,19 +86,7 @@ impl Survey {
         let stored = list_packs(repo)?;
         let unlisted = unlisted(repo, &holdings, &stored, store_now.unwrap_or(options.now))?;
 
-        progress.phase("following the backups");
-        progress.add_items_total(kept.len() as u64);
-        let reader = Reader::new(repo.clone(), 1, progress.clone());
-        let mut walker = Walker::new(&reader);
-        let mut reached = Bits::new(holdings.chunks.len());
-        for snapshot in &kept {
-            if progress.is_cancelled() {
-                return Err(Cancelled.into());
-            }
-            let walked = walker.walk(0, &snapshot.manifest, &mut Reach { holdings: &holdings, reached: &mut reached });
-            walked.map_err(|error| explain(error, &snapshot.id))?;
-            progress.add_items(1);
-        }
+        let reached = reach(repo, &kept, &holdings, progress)?;
         let marked = marks.iter().flat_map(|mark| &mark.packs).copied().collect();
         let Plan { fates, dead_bytes, claimed } = plan(&holdings, reached, &stored, &marked, options)?;
         Ok(Self {
@@ -201,22 +191,82 @@ fn unlisted(
     Ok(unlisted)
 }
 
+/// The copies of all chunks that backups lead to.
+fn reach(
+    repo: &Arc<Repository>,
+    backups: &[Snapshot],
+    holdings: &Holdings,
+    progress: &Progress,
+) -> Result<Bits, PruneError> {
+    progress.phase("following the backups");
+    progress.add_items_total(backups.len() as u64);
+    let reader = Reader::new(repo.clone(), 1, progress.clone());
+    let mut reach = Reach::new(holdings);
+    let mut walker = Walker::new(&reader);
+    for snapshot in backups {
+        if progress.is_cancelled() {
+            return Err(Cancelled.into());
+        }
+        let walked = walker.walk(0, &snapshot.manifest, &mut reach);
+        walked.map_err(|error| explain(error, &snapshot.id))?;
+        progress.add_items(1);
+    }
+    reach.look_up()?;
+    if reach.is_short {
+        // Once more, chunk by chunk, for what is missing and whom it hits.
+        (reach.together_max, reach.is_short) = (1, false);
+        let mut walker = Walker::new(&reader);
+        for snapshot in backups {
+            let walked = walker.walk(0, &snapshot.manifest, &mut reach);
+            walked.map_err(|error| explain(error, &snapshot.id))?;
+        }
+    }
+    Ok(reach.reached)
+}
+
 /// Notes the copies of every chunk that a backup leads to.
 struct Reach<'h> {
     holdings: &'h Holdings,
-    reached: &'h mut Bits,
+    reached: Bits,
+    /// Chunks to be looked up, with their kind, and how many of them together.
+    wanted: Vec<Row>,
+    together_max: usize,
+    /// Whether there are chunks of which no copy was found.
+    is_short: bool,
+}
+
+impl<'h> Reach<'h> {
+    fn new(holdings: &'h Holdings) -> Self {
+        let reached = Bits::new(holdings.chunks.len());
+        Self { holdings, reached, wanted: Vec::new(), together_max: LOOKED_UP_TOGETHER, is_short: false }
+    }
+
+    fn look_up(&mut self) -> Result<(), RepoError> {
+        let Self { holdings, reached, wanted, is_short, .. } = self;
+        holdings.chunks.find_all(wanted, |wanted, start, copies| {
+            let mut found = false;
+            for (position, copy) in (start..).zip(copies) {
+                if copy.bytes == wanted.bytes && holdings.blob_of(copy).kind as u32 == wanted.blob {
+                    reached.set(position);
+                    found = true;
+                }
+            }
+            *is_short |= !found;
+            Ok(())
+        })
+    }
 }
 
 impl Visit for Reach<'_> {
     fn chunk(&mut self, kind: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
-        let mut found = false;
-        for (position, copy) in self.holdings.chunks.find(prefix_of(&entry.id))?.iter() {
-            if copy.bytes == entry.bytes && self.holdings.blob_of(copy).kind == kind {
-                self.reached.set(position);
-                found = true;
+        self.wanted.push(Row { prefix: prefix_of(&entry.id), blob: kind as u32, bytes: entry.bytes });
+        if self.wanted.len() >= self.together_max {
+            self.look_up()?;
+            if self.is_short && self.together_max == 1 {
+                return Err(missing(entry));
             }
         }
-        if found { Ok(()) } else { Err(missing(entry)) }
+        Ok(())
     }
 }
 
