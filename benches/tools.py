@@ -236,6 +236,7 @@ class Kopia(Tool):
 
     def keep_last_commands(self, count):
         gone = list(self.ids.values())[:-count]
+        self.ids = dict(list(self.ids.items())[-count:])
         # Without --safety=none it keeps what is younger than a day.
         return [self.command("snapshot", "delete", "--delete", *gone),
                 self.command("maintenance", "run", "--full", "--safety=none")]

@@ -20,7 +20,7 @@
 //! bytes, where every buffer is as full as it can be and the allocator keeps some between them. Argon2id takes 64 MiB once,
 //! before any of these exists.
 //!
-//! Whoever reads holds [`OPENED_BYTES`] of opened blobs for each opener, a window of two blobs that is being opened, two that
+//! Whoever reads holds [`OPENED_BYTES`] of opened blobs for each opener, a window of four blobs that is being opened, two that
 //! wait, and for each step of a chain of blobs the bases of one, up to [`BASE_BYTES_MAX`]: 130 MB for a restore at the end of
 //! chains of eight, 76 MB without chains. A check holds a pack a thread beside that. A backup that compresses against an older
 //! one reads with one opener: 140 MB in all.

@@ -19,7 +19,7 @@ use crate::repo::{RepoError, Repository, damaged, pack_name};
 use crate::seal::blob::{Opener, compare_names};
 
 /// A window of a stream is opened as one piece of work: at most this many blobs, and about this many bytes.
-const WINDOW_BLOBS: usize = 2;
+const WINDOW_BLOBS: usize = 4;
 const WINDOW_BYTES: usize = 4 << 20;
 /// Blobs of one pack that lie this close together are fetched in one request.
 const GAP_BYTES: u32 = 128 << 10;
