@@ -26,7 +26,7 @@ const GAP_BYTES: u32 = 128 << 10;
 /// Buffers that wait to be filled again.
 const SPARE_BUFFERS: usize = 2 * WINDOW_BLOBS;
 /// Others would have to grow, or hold more than they are needed for.
-const SPARE_BYTES: Range<usize> = BLOB_BYTES_MAX / 2..BLOB_BYTES_MAX / 2 * 3;
+const SPARE_BYTES: Range<usize> = BLOB_BYTES_MAX / 2..BLOB_BYTES_MAX * 2;
 
 /// Reads streams of one repository. Usable from several threads at once; they share the opened blobs.
 pub struct Reader {
@@ -238,7 +238,7 @@ impl Reader {
         }
         if let Some((first, range)) = joined.alone.take() {
             joined.joined = self.spare_buffer();
-            joined.joined.reserve(joined.bytes_expected.max(first.len()));
+            joined.joined.reserve_exact(joined.bytes_expected.max(first.len()));
             joined.joined.extend_from_slice(&first[range]);
             self.give_back(first);
         }

@@ -209,7 +209,8 @@ pub(super) fn inflate(
         _ => return Err(wrong("the frame is cut short or followed by other bytes")),
     }
     out.clear();
-    out.reserve(raw_bytes);
+    // Exactly: buffers are used again, and one that doubled would be another size each time.
+    out.reserve_exact(raw_bytes);
     if prefix.is_empty() {
         context.decompress(out, frame).map_err(zstd_error)?;
     } else {

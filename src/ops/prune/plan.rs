@@ -90,6 +90,13 @@ pub(super) fn plan(
             live_raw[chunk.blob as usize] += u64::from(chunk.bytes);
         }
     }
+    // A blob that rests on others stays whole while anything of it is in use: sealed anew without its bases the rest would
+    // take more than all of it.
+    for (live, held) in live_raw.iter_mut().zip(&holdings.blobs) {
+        if *live > 0 && held.depth > 0 {
+            *live = u64::from(held.raw_bytes);
+        }
+    }
     for pack in &holdings.packs {
         let (mut live, mut dead_bytes) = (0, 0);
         for blob in pack.blobs.clone() {

@@ -140,7 +140,8 @@ impl Copier<'_> {
             let live = contents.chunks.iter().map(|chunk| self.is_claimed(chunk, blob));
             let live: Vec<bool> = live.collect::<Result<_, _>>()?;
             let stored = &bytes[entry.offset as usize..(entry.offset + entry.stored) as usize];
-            if live.iter().all(|live| *live) {
+            let is_whole = live.iter().all(|live| *live) || !contents.bases.is_empty();
+            if is_whole && live.contains(&true) {
                 // Copied, so that a few blobs on their way do not keep all of several packs in memory.
                 let stored = Bytes::copy_from_slice(stored);
                 self.packer.push(Blob::Sealed { contents: entry.contents, stored })?;
