@@ -54,7 +54,7 @@ pub const BASE_BYTES_MAX: usize = 4 << 20;
 /// A blob with bases may rest on blobs with bases, this deep.
 pub const DELTA_DEPTH_MAX: u8 = 8;
 
-/// A blob ends where the one that it rests on ends, if it has this much.
+/// A blob ends where the oldest version of its place ends, if it has this much.
 pub const DELTA_BLOB_BYTES_MIN: usize = 128 << 10;
 /// Depth of chains in a repository that asks for no other: a chunk in a blob this deep is not a base, what its chain begins
 /// with is. docs/decisions/delta.md has what each depth costs.
@@ -129,6 +129,6 @@ pub const PUT_QUEUE_PACKS: usize = 0;
 /// Blobs of which a backup remembers that they have all their bases.
 pub const STANDING_BLOBS: usize = 64 << 10;
 /// Bytes of opened blobs that a reader keeps for each of its openers. Where a place changed every day, what is there now lies
-/// in blobs of many days, which rest on each other: after 31 days a restore opens 5.5 times as many bytes as the blobs have
-/// with 24 MB, 1.3 times with 48 MB, 1.1 times with 64 MB.
+/// in blobs of many days, which rest on each other: after 31 days a restore opens 8 times as many bytes as the blobs have
+/// with 16 MB in all, twice as many with 32 MB, 1.3 times with 48 MB (docs/decisions/delta.md).
 pub const OPENED_BYTES: usize = 16 << 20;

@@ -12,7 +12,7 @@ use crate::id::ObjectId;
 use crate::limits::LOOKED_UP_TOGETHER;
 use crate::ops::holdings::bits::Bits;
 use crate::ops::holdings::rows::Row;
-use crate::ops::holdings::{Holdings, prefix_of};
+use crate::ops::holdings::{Holdings, row_of};
 use crate::ops::retention::Group;
 use crate::ops::walk::{Owner, Visit, Walker};
 use crate::pipeline::PipelineError;
@@ -267,7 +267,7 @@ impl<'a> Reached<'a> {
 
 impl Visit for Reached<'_> {
     fn chunk(&mut self, _: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
-        self.wanted.push(Row { prefix: prefix_of(&entry.id), blob: self.owner, bytes: entry.bytes });
+        self.wanted.push(row_of(entry, self.owner));
         if self.wanted.len() >= LOOKED_UP_TOGETHER { Ok(self.look_up()?) } else { Ok(()) }
     }
 }
@@ -314,7 +314,7 @@ impl<'a> InGroup<'a> {
 
 impl Visit for InGroup<'_> {
     fn chunk(&mut self, _: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
-        self.wanted.push(Row { prefix: prefix_of(&entry.id), blob: self.owner, bytes: entry.bytes });
+        self.wanted.push(row_of(entry, self.owner));
         if self.wanted.len() >= LOOKED_UP_TOGETHER { Ok(self.look_up()?) } else { Ok(()) }
     }
 }

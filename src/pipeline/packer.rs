@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::format::index::{Index, PackIndex};
 use crate::format::manifest::ChunkEntry;
-use crate::format::pack::{BlobContents, BlobEntry, BlobKind, encode_directory, encode_trailer};
+use crate::format::pack::{BlobContents, BlobEntry, encode_directory, encode_trailer};
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{
     BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, INDEX_CHUNKS_MAX, PACK_BYTES_TARGET, PACK_CHUNKS_MAX,
@@ -140,7 +140,7 @@ impl BaseFinder {
     fn alone_bytes(&self, place: &Location, raw_bytes: usize) -> usize {
         let mut blob = place.blob.clone();
         while let Some(base) = blob.contents.bases.first() {
-            let Some(found) = self.find_below(base, blob.contents.depth) else { return raw_bytes };
+            let Some(found) = self.find_base(base, blob.contents.depth) else { return raw_bytes };
             blob = found.blob;
         }
         raw_bytes * blob.stored as usize / blob.contents.raw_bytes().max(1)
@@ -154,7 +154,7 @@ impl BaseFinder {
         let mut last: Option<Location> = None;
         for base in &blob.contents.bases {
             let next = last.and_then(|last| last.next(base));
-            last = next.or_else(|| self.find_below(base, blob.contents.depth));
+            last = next.or_else(|| self.find_base(base, blob.contents.depth));
             let Some(place) = &last else { continue };
             if !place.blob.contents.bases.is_empty() {
                 self.add_roots(&place.blob, seen, roots);
@@ -164,12 +164,8 @@ impl BaseFinder {
         }
     }
 
-    /// A base lies in a blob less deep than the one that rests on it.
-    fn find_below(&self, base: &ChunkEntry, depth: u8) -> Option<Location> {
-        let usable = |blob: &BlobRow| blob.contents.depth < depth && !self.marked.contains(&blob.pack);
-        let found = self.reader.repo().index.find_blob(&base.id, usable)?;
-        let blob = &found.blob.contents;
-        (blob.kind == BlobKind::Data && blob.chunks[found.position] == *base).then_some(found)
+    fn find_base(&self, base: &ChunkEntry, depth: u8) -> Option<Location> {
+        self.reader.repo().index.find_base(base, depth, |pack| !self.marked.contains(pack))
     }
 }
 

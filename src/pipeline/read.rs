@@ -104,6 +104,13 @@ enum Compare {
     All,
 }
 
+impl Compare {
+    /// Whether the blob is one of them for which `depth` others wait.
+    fn includes(self, depth: u8) -> bool {
+        depth == 0 || self == Self::All
+    }
+}
+
 struct Job {
     window: Vec<Part>,
     done: Sender<Result<Vec<Bytes>, PipelineError>>,
@@ -306,14 +313,8 @@ impl Reader {
         }
     }
 
-    /// A base lies in a blob less deep than the one that rests on it; so no two can rest on each other.
     fn locate_base(&self, base: &ChunkEntry, depth: u8) -> Result<Location, PipelineError> {
-        let find = || {
-            self.repo.index.find_blob(&base.id, |blob| {
-                let contents = &blob.contents;
-                contents.kind == BlobKind::Data && contents.depth < depth && contents.chunks.contains(base)
-            })
-        };
+        let find = || self.repo.index.find_base(base, depth, |_| true);
         match find() {
             Some(found) => Ok(found),
             None => self.look_again(find)?.ok_or_else(|| missing_chunk(&base.id)),
@@ -427,7 +428,7 @@ impl Reader {
         compare: Compare,
         keep: bool,
     ) -> Result<Arc<Vec<u8>>, PipelineError> {
-        let is_named = depth == 0 || compare == Compare::All;
+        let is_named = compare.includes(depth);
         if let Some(plaintext) = self.kept(blob, is_named) {
             return Ok(plaintext);
         }
@@ -485,11 +486,11 @@ impl Reader {
         }
         let mut plaintext = self.spare_buffer();
         let keys = &self.repo.keys;
-        let opened = if depth == 0 || compare == Compare::All {
-            opener.open(keys, contents, sealed, bases.bytes(), &mut plaintext)
-        } else {
-            opener.open_unnamed(keys, contents, sealed, bases.bytes(), &mut plaintext)
-        };
+        let opened = opener.open_unnamed(keys, contents, sealed, bases.bytes(), &mut plaintext);
+        let opened = opened.and_then(|()| match compare.includes(depth) {
+            true => compare_names(keys, contents, &plaintext),
+            false => Ok(()),
+        });
         opened.map_err(|error| damaged(&format!("{} (blob at {})", pack_name(&blob.pack), blob.offset), &error))?;
         self.take_back(bases);
         Ok(Arc::new(plaintext))

@@ -313,14 +313,14 @@ impl Shared {
     }
 
     fn root_of_bases(&self, blob: &BlobRow) -> Option<BlobPlace> {
-        let usable = |other: &BlobRow| other.contents.depth < blob.contents.depth && !self.marked.contains(&other.pack);
+        let usable = |pack: &ObjectId| !self.marked.contains(pack);
         let mut first = None;
         let mut last: Option<Location> = None;
         for base in &blob.contents.bases {
             last = match last.and_then(|last| last.next(base)) {
                 Some(next) => Some(next),
                 None => {
-                    let found = self.repo.index.find_blob(&base.id, usable)?;
+                    let found = self.repo.index.find_base(base, blob.contents.depth, usable)?;
                     let root = self.root(&found.blob)?;
                     first = first.or(Some(root));
                     Some(found)

@@ -14,7 +14,7 @@ use crate::id::ObjectId;
 use crate::limits::LOOKED_UP_TOGETHER;
 use crate::ops::holdings::bits::Bits;
 use crate::ops::holdings::rows::Row;
-use crate::ops::holdings::{Holdings, is_damage, prefix_of};
+use crate::ops::holdings::{Holdings, is_damage, of_kind};
 use crate::ops::walk::{Sums, Visit, Walker};
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
@@ -247,29 +247,19 @@ fn look_up(
     reached: &mut Bits,
     findings: &mut Findings,
 ) -> Result<(), RepoError> {
-    holdings.chunks.find_all(wanted, |wanted, start, copies| {
-        let mut found = false;
-        for (position, copy) in (start..).zip(copies) {
-            if copy.bytes == wanted.bytes && holdings.blob_of(copy).kind as u32 == wanted.blob {
-                found = true;
-                reached.set(position);
-            }
+    holdings.reach(wanted, reached, |missing| {
+        if findings.missing.is_none() {
+            let detail = "chunks that backups need are in no pack that the index lists; \
+                          `vault repair index` looks for them in the packs";
+            findings.missing = Some(findings.add(FindingKind::MissingChunks, "index/", detail));
         }
-        if !found {
-            if findings.missing.is_none() {
-                let detail = "chunks that backups need are in no pack that the index lists; \
-                              `vault repair index` looks for them in the packs";
-                findings.missing = Some(findings.add(FindingKind::MissingChunks, "index/", detail));
-            }
-            findings.missing_chunks.insert(wanted.prefix);
-        }
-        Ok(())
+        findings.missing_chunks.insert(missing.prefix);
     })
 }
 
 impl Visit for Follow<'_> {
     fn chunk(&mut self, kind: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
-        self.wanted.push(Row { prefix: prefix_of(&entry.id), blob: kind as u32, bytes: entry.bytes });
+        self.wanted.push(of_kind(entry, kind));
         if self.wanted.len() >= LOOKED_UP_TOGETHER {
             look_up(self.holdings, self.wanted, self.reached, self.findings)?;
         }
@@ -342,24 +332,8 @@ fn with_bases(holdings: &Holdings, mut reached: Bits) -> Result<Bits, RepoError>
     let mut done = Bits::new(holdings.blobs.len());
     loop {
         let in_use = holdings.blobs_with(&reached)?;
-        let mut more = false;
-        let mut wanted = Vec::new();
-        let mut reach = |wanted: &mut Vec<Row>| {
-            holdings.chunks.find_all(wanted, |base, start, copies| {
-                for (position, _) in (start..).zip(copies).filter(|(_, copy)| copy.bytes == base.bytes) {
-                    more |= reached.set(position);
-                }
-                Ok::<_, RepoError>(())
-            })
-        };
-        for base in holdings.bases_of(|blob| in_use.get(blob as usize) && !done.get(blob as usize)) {
-            wanted.push(base?);
-            if wanted.len() >= LOOKED_UP_TOGETHER {
-                reach(&mut wanted)?;
-            }
-        }
-        reach(&mut wanted)?;
-        if !more {
+        // What is missing has its own finding.
+        if !holdings.reach_bases(&in_use, &done, &mut reached, || Ok(()))? {
             return Ok(reached);
         }
         done = in_use;

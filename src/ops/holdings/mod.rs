@@ -20,7 +20,7 @@ use crate::format::index::{Index, PackIndex};
 use crate::format::manifest::ChunkEntry;
 use crate::format::pack::{BlobKind, encode_directory};
 use crate::id::{ChunkId, ObjectId};
-use crate::limits::HELD_ROWS_IN_MEMORY;
+use crate::limits::{HELD_ROWS_IN_MEMORY, LOOKED_UP_TOGETHER};
 use crate::repo::{RepoError, Repository};
 use crate::seal::keys::Kind;
 
@@ -160,6 +160,67 @@ impl Holdings {
     pub fn bases_of(&self, wanted: impl Fn(u32) -> bool) -> impl Iterator<Item = Result<Row, RepoError>> {
         self.bases.iter().filter(move |base| base.as_ref().map_or(true, |base| wanted(base.blob)))
     }
+
+    /// Notes all copies of many chunks as `reached`, and leaves `wanted`, [`of_kind`], empty. Calls `missing` with each that
+    /// has none.
+    pub fn reach(
+        &self,
+        wanted: &mut Vec<Row>,
+        reached: &mut Bits,
+        mut missing: impl FnMut(&Row),
+    ) -> Result<(), RepoError> {
+        self.chunks.find_all(wanted, |wanted, start, copies| {
+            let is_copy = |copy: &Row| copy.bytes == wanted.bytes && self.blob_of(copy).kind as u32 == wanted.blob;
+            let mut found = (start..).zip(copies).filter(|(_, copy)| is_copy(copy)).peekable();
+            if found.peek().is_none() {
+                missing(wanted);
+            }
+            found.for_each(|(position, _)| {
+                reached.set(position);
+            });
+            Ok(())
+        })
+    }
+
+    /// Notes all copies of the bases of blobs that are `in_use` as `reached`, those of blobs that are `done` left out; says
+    /// whether any was new. Calls `missing` for each that has no copy.
+    pub fn reach_bases(
+        &self,
+        in_use: &Bits,
+        done: &Bits,
+        reached: &mut Bits,
+        mut missing: impl FnMut() -> Result<(), RepoError>,
+    ) -> Result<bool, RepoError> {
+        let (mut more, mut wanted) = (false, Vec::new());
+        let mut look_up = |wanted: &mut Vec<Row>| {
+            self.chunks.find_all(wanted, |base, start, copies| {
+                let mut found = (start..).zip(copies).filter(|(_, copy)| copy.bytes == base.bytes).peekable();
+                if found.peek().is_none() {
+                    missing()?;
+                }
+                found.for_each(|(position, _)| more |= reached.set(position));
+                Ok::<_, RepoError>(())
+            })
+        };
+        for base in self.bases_of(|blob| in_use.get(blob as usize) && !done.get(blob as usize)) {
+            wanted.push(base?);
+            if wanted.len() >= LOOKED_UP_TOGETHER {
+                look_up(&mut wanted)?;
+            }
+        }
+        look_up(&mut wanted)?;
+        Ok(more)
+    }
+}
+
+/// The row of a chunk, with what the asker wants beside it.
+pub fn row_of(entry: &ChunkEntry, blob: u32) -> Row {
+    Row { prefix: prefix_of(&entry.id), blob, bytes: entry.bytes }
+}
+
+/// The row of a chunk that is looked for in blobs of a kind.
+pub fn of_kind(entry: &ChunkEntry, kind: BlobKind) -> Row {
+    row_of(entry, kind as u32)
 }
 
 /// Makes the tables.
@@ -216,9 +277,8 @@ impl Loader {
                 kind: contents.kind,
                 depth: contents.depth,
             });
-            let row = |entry: &ChunkEntry| Row { prefix: prefix_of(&entry.id), blob, bytes: entry.bytes };
-            contents.chunks.iter().try_for_each(|chunk| self.chunks.push(row(chunk)))?;
-            contents.bases.iter().try_for_each(|base| self.bases.push(row(base)))?;
+            contents.chunks.iter().try_for_each(|chunk| self.chunks.push(row_of(chunk, blob)))?;
+            contents.bases.iter().try_for_each(|base| self.bases.push(row_of(base, blob)))?;
         }
         self.pack_numbers.insert(pack.pack, number(self.packs.len()));
         let blobs = first..number(self.blobs.len());

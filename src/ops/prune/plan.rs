@@ -6,10 +6,8 @@ use jiff::Timestamp;
 
 use super::{Fate, MAX_UNUSED, PruneError, PruneOptions};
 use crate::id::ObjectId;
-use crate::limits::LOOKED_UP_TOGETHER;
 use crate::ops::holdings::Holdings;
 use crate::ops::holdings::bits::Bits;
-use crate::ops::holdings::rows::Row;
 use crate::repo::{RepoError, pack_name};
 
 /// What should become of every listed pack, in their order.
@@ -142,29 +140,10 @@ fn reach_bases(
             }
         }
     }
-    let mut more = false;
-    let mut reach = |wanted: &mut Vec<Row>| {
-        holdings.chunks.find_all(wanted, |base, start, copies| {
-            let mut found = false;
-            for (position, _) in (start..).zip(copies).filter(|(_, copy)| copy.bytes == base.bytes) {
-                found = true;
-                more |= reached.set(position);
-            }
-            if found {
-                return Ok(());
-            }
-            let detail = "a base of chunks in use is in no pack that the index lists".to_owned();
-            Err(RepoError::Damaged { name: "the index".to_owned(), detail })
-        })
-    };
-    let mut wanted = Vec::new();
-    for base in holdings.bases_of(|blob| in_use.get(blob as usize) && !done.get(blob as usize)) {
-        wanted.push(base?);
-        if wanted.len() >= LOOKED_UP_TOGETHER {
-            reach(&mut wanted)?;
-        }
-    }
-    reach(&mut wanted)?;
+    let more = holdings.reach_bases(&in_use, done, reached, || {
+        let detail = "a base of chunks in use is in no pack that the index lists".to_owned();
+        Err(RepoError::Damaged { name: "the index".to_owned(), detail })
+    })?;
     done.set_all_of(&in_use);
     Ok(more)
 }

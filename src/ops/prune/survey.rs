@@ -16,7 +16,7 @@ use crate::limits::LOOKED_UP_TOGETHER;
 use crate::ops::forget;
 use crate::ops::holdings::bits::Bits;
 use crate::ops::holdings::rows::Row;
-use crate::ops::holdings::{Holdings, prefix_of};
+use crate::ops::holdings::{Holdings, of_kind};
 use crate::ops::retention::{Decision, decide};
 use crate::ops::walk::{Visit, Walker};
 use crate::pipeline::PipelineError;
@@ -243,23 +243,13 @@ impl<'h> Reach<'h> {
 
     fn look_up(&mut self) -> Result<(), RepoError> {
         let Self { holdings, reached, wanted, is_short, .. } = self;
-        holdings.chunks.find_all(wanted, |wanted, start, copies| {
-            let mut found = false;
-            for (position, copy) in (start..).zip(copies) {
-                if copy.bytes == wanted.bytes && holdings.blob_of(copy).kind as u32 == wanted.blob {
-                    reached.set(position);
-                    found = true;
-                }
-            }
-            *is_short |= !found;
-            Ok(())
-        })
+        holdings.reach(wanted, reached, |_| *is_short = true)
     }
 }
 
 impl Visit for Reach<'_> {
     fn chunk(&mut self, kind: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
-        self.wanted.push(Row { prefix: prefix_of(&entry.id), blob: kind as u32, bytes: entry.bytes });
+        self.wanted.push(of_kind(entry, kind));
         if self.wanted.len() >= self.together_max {
             self.look_up()?;
             if self.is_short && self.together_max == 1 {

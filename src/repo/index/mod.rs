@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use rusqlite::{OptionalExtension, TransactionBehavior, params};
 
-use crate::format::pack::BlobContents;
+use crate::format::manifest::ChunkEntry;
+use crate::format::pack::{BlobContents, BlobKind};
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{INDEX_BLOBS_KEPT, INDEX_CHUNKS_KEPT};
 use crate::repo::{RepoError, private_folder};
@@ -180,6 +181,15 @@ impl LocalIndex {
         None
     }
 
+    /// Where a base of a blob of `depth` is stored, not counting packs for which `usable` says no: in a blob less deep, so
+    /// that no two can rest on each other.
+    pub fn find_base(&self, base: &ChunkEntry, depth: u8, usable: impl Fn(&ObjectId) -> bool) -> Option<Location> {
+        self.find_blob(&base.id, |blob| {
+            let BlobContents { kind, depth: found_depth, chunks, .. } = &blob.contents;
+            *kind == BlobKind::Data && *found_depth < depth && usable(&blob.pack) && chunks.contains(base)
+        })
+    }
+
     /// Calls `each` with every pack that is listed, its size, and its blobs in order of offset.
     pub fn each_pack(
         &self,
@@ -333,8 +343,7 @@ fn cache_error(path: &Path, error: &TableError) -> RepoError {
 mod tests {
     use super::*;
     use crate::format::index::{Index, PackIndex};
-    use crate::format::manifest::ChunkEntry;
-    use crate::format::pack::{BlobEntry, BlobKind};
+    use crate::format::pack::BlobEntry;
     use crate::id::RepoId;
     use crate::seal::keys::MasterKey;
 
