@@ -166,8 +166,9 @@ impl Demo<'_> {
             time: self.context.now(),
         };
         let progress = &self.context.progress;
-        let done = snapshot(&self.repo, options, progress, |sink, _| postgres::snapshot(&source, sink, progress))
-            .map_err(exit::not_committed)?;
+        let done =
+            snapshot(&self.repo, options, progress, |sink, parent| postgres::snapshot(&source, parent, sink, progress))
+                .map_err(exit::not_committed)?;
         let manifest = &done.manifest;
         let text = format!(
             "read {}, {} rows; new {}, stored {}",

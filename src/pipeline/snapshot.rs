@@ -66,6 +66,7 @@ pub struct SnapshotWriter {
     /// Streams of the parent snapshot's larger items, where bases are looked for.
     earlier: HashMap<PathHash, StreamRef>,
     reader: Arc<Reader>,
+    deltas: bool,
 }
 
 /// Item lines in order. Items that finish early wait for those before them.
@@ -109,7 +110,8 @@ impl SnapshotWriter {
         });
         let stream = StreamWriter::new(shared.clone(), BlobKind::Meta, None);
         let lines = Mutex::new(Lines { stream, next: 0, early: BTreeMap::new() });
-        Ok(Self { shared, added, lines, paths: Mutex::default(), open: AtomicU64::new(0), earlier, reader })
+        let (paths, open) = (Mutex::default(), AtomicU64::new(0));
+        Ok(Self { shared, added, lines, paths, open, earlier, reader, deltas: depth_max > 0 })
     }
 
     /// Why storing failed, if it did.
@@ -203,6 +205,10 @@ fn earlier_streams(reader: &Reader, parent: &Manifest) -> HashMap<PathHash, Stre
 }
 
 impl ItemSink for SnapshotWriter {
+    fn makes_deltas(&self) -> bool {
+        self.deltas
+    }
+
     fn begin<'s>(&'s self, order: u64, path: &str, kind: &str) -> io::Result<Box<dyn ItemStream + 's>> {
         self.check_path(path)?;
         let earlier =

@@ -46,6 +46,12 @@ pub trait ItemSink: Sync {
     ///
     /// Returns false if that is not possible (some of its chunks are not certain to be stored): then `begin` it.
     fn reuse(&self, order: u64, unchanged: &Item, facts: ItemFacts) -> io::Result<bool>;
+
+    /// Whether what changed here and there in an item is stored against what it was in the snapshot before, so that it costs
+    /// little wherever it stands.
+    fn makes_deltas(&self) -> bool {
+        true
+    }
 }
 
 /// One item being written: bytes in, then [`finish`](ItemStream::finish). Dropped without it, the snapshot fails.

@@ -118,7 +118,7 @@ fn a_table_that_the_role_may_not_read_is_named() {
     server.run(&database, &format!("SELECT lo_put(4711, 0, 'x'); GRANT SELECT ON LARGE OBJECT 4711 TO {role}"));
     // Now it may read everything, and is no superuser.
     let kept = Kept::default();
-    let facts = snapshot(&options, &kept, &Progress::default()).unwrap_or_else(|e| panic!("{}", said(&e)));
+    let facts = snapshot(&options, None, &kept, &Progress::default()).unwrap_or_else(|e| panic!("{}", said(&e)));
     assert!(facts.warnings.iter().any(|text| text.contains("without their passwords")), "{:?}", facts.warnings);
     assert!(!kept.text("globals").contains("SCRAM"), "no password hashes");
     assert_eq!(kept.text(&format!("{database}/large-objects")), "4711\t0\t\\\\x78\n");
@@ -189,7 +189,7 @@ fn meddled<'a>(
     once: impl FnOnce() + Send + 'a,
 ) -> (Meddling<'a>, Result<Kept, PostgresError>) {
     let meddling = Meddling { kept: Kept::default(), once: Mutex::new(Some(Box::new(once))) };
-    let result = snapshot(options, &meddling, progress).map(|_| Kept::default());
+    let result = snapshot(options, None, &meddling, progress).map(|_| Kept::default());
     assert!(meddling.once.lock().unwrap().is_none(), "the table was being read");
     (meddling, result)
 }
@@ -247,7 +247,8 @@ fn a_wait_for_a_lock_can_be_cancelled() {
         cancelling.cancel();
     });
     let began = Instant::now();
-    let error = snapshot(&snapshot_options(&server.settings, &database), &Kept::default(), &progress).unwrap_err();
+    let error =
+        snapshot(&snapshot_options(&server.settings, &database), None, &Kept::default(), &progress).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled, "{}", said(&error));
     assert!(began.elapsed() < Duration::from_secs(5));
     thread.join().unwrap();

@@ -71,7 +71,7 @@ pub fn dump(server: &Server, database: &str) -> String {
 /// A snapshot into memory.
 pub fn take(options: &SnapshotOptions) -> Result<Kept, PostgresError> {
     let kept = Kept::default();
-    snapshot(options, &kept, &Progress::default())?;
+    snapshot(options, None, &kept, &Progress::default())?;
     Ok(kept)
 }
 
@@ -101,7 +101,7 @@ pub fn assert_same(one: &str, other: &str, why: &str) {
 
 fn round_trip(server: &Server, database: &str, into: &str) -> (Kept, RestoreReport) {
     let kept = Kept::default();
-    let facts = snapshot(&snapshot_options(&server.settings, database), &kept, &Progress::default())
+    let facts = snapshot(&snapshot_options(&server.settings, database), None, &kept, &Progress::default())
         .unwrap_or_else(|e| panic!("{}", said(&e)));
     assert_eq!(facts.warnings, Vec::<String>::new());
     assert_eq!(facts.consistency["kind"], "exact");
@@ -150,7 +150,7 @@ fn every_kind_of_object_comes_back() {
 
     // A snapshot of the restored database is the same again, but for what bears the database's name.
     let again = Kept::default();
-    snapshot(&snapshot_options(&server.settings, &into), &again, &Progress::default()).unwrap();
+    snapshot(&snapshot_options(&server.settings, &into), None, &again, &Progress::default()).unwrap();
     let contents = |kept: &Kept, name: &str| -> Vec<(String, String, Option<u64>)> {
         kept.contents()
             .into_iter()

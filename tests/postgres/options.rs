@@ -209,7 +209,7 @@ fn all_databases_are_one_snapshot() {
     let options =
         SnapshotOptions { databases: Some(vec![two.clone(), one.clone()]), ..snapshot_options(&server.settings, &one) };
     let kept = Kept::default();
-    let facts = vault::source::postgres::snapshot(&options, &kept, &Progress::default()).unwrap();
+    let facts = vault::source::postgres::snapshot(&options, None, &kept, &Progress::default()).unwrap();
     kept.check_orders();
     assert_eq!(facts.consistency["kind"], "exact-per-database");
     assert!(facts.consistency["databases"][&one]["lsn"].is_string(), "{:?}", facts.consistency);

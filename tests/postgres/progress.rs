@@ -62,8 +62,10 @@ fn every_byte_is_counted_once() {
     };
     let progress = Progress::default();
     let source = snapshot_options(&server.settings, &database);
-    let done = vault::ops::snapshot::snapshot(&repo, options, &progress, |sink, _| snapshot(&source, sink, &progress))
-        .unwrap();
+    let done = vault::ops::snapshot::snapshot(&repo, options, &progress, |sink, parent| {
+        snapshot(&source, parent, sink, &progress)
+    })
+    .unwrap();
     assert_eq!(progress.view().bytes, done.manifest.bytes, "those of the snapshot");
 
     let progress = Progress::default();

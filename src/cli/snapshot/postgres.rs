@@ -1,12 +1,13 @@
 //! `vault snapshot postgres`.
 
+use bytesize::ByteSize;
 use serde_json::{Map, Value};
 
 use super::What;
 use crate::cli::context::Context;
 use crate::cli::settings::env;
 use crate::repo::snapshots::Snapshot;
-use crate::source::postgres::{Dsn, Settings, SnapshotOptions, ToolSearch, snapshot};
+use crate::source::postgres::{Dsn, SORTED_BYTES_MAX, Settings, SnapshotOptions, ToolSearch, snapshot};
 
 /// PostgreSQL databases: schema, rows, sequences, large objects, roles
 ///
@@ -38,6 +39,10 @@ pub struct Args {
     /// What to call it [default: the server, and the databases if some were named]
     #[arg(long)]
     name: Option<String>,
+    /// Have the server sort tables up to this size by their key, in temporary files of about that size; larger ones are read
+    /// by it if they lie in its order. Sorted, what changes in a table costs least
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(SORTED_BYTES_MAX))]
+    sort_max: ByteSize,
     /// Connections that copy side by side [default: the number of cores]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     jobs: usize,
@@ -66,9 +71,10 @@ pub fn run(context: &Context, args: &super::Args, postgres: &Args) -> anyhow::Re
         databases,
         exclude_table_data: postgres.exclude_table_data.clone(),
         schema_only: postgres.schema_only,
+        sorted_bytes_max: postgres.sort_max.as_u64(),
         jobs: postgres.jobs,
         tools: ToolSearch::new(env("PATH").as_deref()),
     };
     let what = What { source: "postgres", name, options: decided };
-    super::take(context, args, what, |sink, _| snapshot(&options, sink, &context.progress))
+    super::take(context, args, what, |sink, parent| snapshot(&options, parent, sink, &context.progress))
 }

@@ -3,12 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::client::{Client, QueryError, Row};
+use super::order::{Earlier, Limits, Way, item_path, way};
 use super::quote::{display, ident, literal, qualified, table_matches};
 
-/// Tables up to this many pages are sorted by their key whatever order they lie in.
-const SORT_PAGES_MAX: u64 = 8_192;
-/// Longer tables are read in the order of their key if they lie in it at least this well.
-const CORRELATION_MIN: f64 = 0.8;
 /// Pages looked at to estimate the order of a table without statistics.
 const SAMPLE_PAGES: u64 = 64;
 
@@ -77,6 +74,11 @@ impl Relation {
     /// As people read it.
     pub fn display(&self) -> String {
         display(&self.schema, &self.name)
+    }
+
+    /// The path of the item that holds its rows.
+    pub fn item_path(&self, database: &str) -> String {
+        item_path(database, &["table", &self.schema, &self.name])
     }
 
     /// Whether it holds rows of its own that a dump must copy.
@@ -148,6 +150,8 @@ pub struct Table {
     pub columns: Vec<String>,
     /// Columns of its key, if its rows are read in that order.
     pub order_by: Vec<String>,
+    /// The server is to sort them, and not to follow an index.
+    pub sorted: bool,
     pub pages: u64,
     /// Rows must be routed from this partitioned table (schema, name) when they are restored: which hash partition they
     /// belong to depends on oids of enum values, which a restored database has others of.
@@ -177,8 +181,15 @@ pub fn encoding_option(encoding: &str) -> String {
     if encoding == "UTF8" { String::new() } else { format!(" WITH (ENCODING {})", literal(encoding)) }
 }
 
-/// Settles columns, order and size of the tables of `relations` that hold rows.
-pub fn tables(client: &mut Client, relations: &[Relation]) -> Result<Vec<Table>, QueryError> {
+/// Settles columns, order and size of the tables of `relations` that hold rows. Those that `earlier` knows keep their order
+/// if they can.
+pub fn tables(
+    client: &mut Client,
+    database: &str,
+    relations: &[Relation],
+    earlier: &Earlier,
+    limits: Limits,
+) -> Result<Vec<Table>, QueryError> {
     let wanted: Vec<&Relation> = relations.iter().filter(|r| r.holds_rows()).collect();
     if wanted.is_empty() {
         return Ok(Vec::new());
@@ -233,30 +244,34 @@ pub fn tables(client: &mut Client, relations: &[Relation]) -> Result<Vec<Table>,
     for relation in wanted {
         let pages = pages.get(&relation.oid).copied().unwrap_or(0);
         let key = keys.get(&relation.oid).cloned().unwrap_or_default();
-        let mut order_by = Vec::new();
+        let mut chosen = Way::Heap;
         if let Some(first) = key.first() {
             let known = correlations.get(&(relation.schema.clone(), relation.name.clone(), first.clone())).copied();
-            let ordered = match known {
-                _ if pages <= SORT_PAGES_MAX => true,
-                Some(correlation) => correlation >= CORRELATION_MIN,
-                None => sampled_correlation(client, relation, first, pages)? >= CORRELATION_MIN,
-            };
-            if ordered {
-                order_by = key;
-            }
+            let correlation = || known.map_or_else(|| sampled_correlation(client, relation, first, pages), Ok);
+            chosen = way(earlier.order(&relation.item_path(database), &key), pages, limits, correlation)?;
         }
         // Of several such tables above it, rows enter at the topmost.
         let top = relation.ancestors.iter().rev().find(|oid| hashed_enums.contains(oid));
         let load_via = top.and_then(|oid| names.get(oid)).map(|(s, n)| ((*s).to_owned(), (*n).to_owned()));
         tables.push(Table {
             columns: columns.get(&relation.oid).cloned().unwrap_or_default(),
-            order_by,
+            order_by: if chosen == Way::Heap { Vec::new() } else { key },
+            sorted: chosen == Way::SortedByKey,
             pages,
             load_via,
             relation: relation.clone(),
         });
     }
     Ok(tables)
+}
+
+/// The pages that a sort of this session may write to temporary files.
+pub fn temporary_pages_max(client: &mut Client) -> Result<u64, QueryError> {
+    let rows = client.query(
+        "SELECT pg_catalog.pg_size_bytes(s.setting || 'kB') / pg_catalog.current_setting('block_size')::int8 \
+         FROM pg_catalog.pg_settings s WHERE s.name = 'temp_file_limit' AND s.setting <> '-1'",
+    )?;
+    Ok(rows.first().map_or(u64::MAX, |row| row.number(0)))
 }
 
 /// How well the table lies in the order of a column, from the rows of some pages.

@@ -11,9 +11,10 @@ use crate::source::postgres::catalog::{Database, Relation, Table};
 use crate::source::postgres::client::{Client, Halt, QueryError};
 use crate::source::postgres::error::PostgresError;
 use crate::source::postgres::large_objects;
+use crate::source::postgres::order::item_path;
 use crate::source::postgres::quote::{ident, literal};
 use crate::source::postgres::session;
-use crate::source::{ItemFacts, ItemSink, ItemStream, escape_component};
+use crate::source::{ItemFacts, ItemSink, ItemStream};
 
 /// Copies data; shared by the connections of one database.
 pub(super) struct Copier<'a> {
@@ -93,7 +94,7 @@ impl Copier<'_> {
     fn table(&self, client: &mut Client, table: &Table, order: u64) -> Result<(), PostgresError> {
         let relation = &table.relation;
         self.progress.doing(&format!("{}: {}", self.database.name, relation.display()));
-        let path = self.path(&["table", &relation.schema, &relation.name]);
+        let path = relation.item_path(&self.database.name);
         let mut meta = Map::new();
         meta.insert("database".into(), self.database.name.clone().into());
         meta.insert("schema".into(), relation.schema.clone().into());
@@ -114,8 +115,16 @@ impl Copier<'_> {
         }
         let stored = |e| PostgresError::items(format!("{path} could not be stored"), e);
         let mut stream = self.sink.begin(order, &path, "table-data").map_err(stored)?;
-        let sql = table.copy_out(&self.database.encoding);
-        let copied = self.copy(client, &sql, &mut *stream).map_err(|e| self.failed(table, e))?;
+        let mut copy = || {
+            if !table.sorted {
+                return self.copy(client, &table.copy_out(&self.database.encoding), &mut *stream);
+            }
+            client.execute("SET LOCAL enable_indexscan = off")?;
+            let copied = self.copy(client, &table.copy_out(&self.database.encoding), &mut *stream)?;
+            client.execute("RESET enable_indexscan")?;
+            Ok(copied)
+        };
+        let copied = copy().map_err(|e| self.failed(table, e))?;
         stream.finish(ItemFacts { rows: Some(copied), meta }).map_err(stored)?;
         Ok(())
     }
@@ -162,12 +171,7 @@ impl Copier<'_> {
     }
 
     fn path(&self, parts: &[&str]) -> String {
-        let mut path = escape_component(&self.database.name);
-        for part in parts {
-            path.push('/');
-            path.push_str(&escape_component(part));
-        }
-        path
+        item_path(&self.database.name, parts)
     }
 
     fn failed(&self, table: &Table, e: QueryError) -> PostgresError {
@@ -200,6 +204,13 @@ impl Copier<'_> {
                 ),
                 source: Some(e),
             },
+            // Out of disk, or of what temp_file_limit allows.
+            e @ QueryError::Server(_) if matches!(e.code(), "53100" | "53400") => PostgresError::dump(
+                format!(
+                    "{what} of database {database} could not be read; --sort-max 0 has the server sort no large table"
+                ),
+                e,
+            ),
             e => PostgresError::dump(format!("{what} of database {database} could not be read"), e),
         }
     }

@@ -14,12 +14,13 @@ use serde_json::{Map, Value};
 use super::catalog::{self, Database, Relation, Table};
 use super::client::{Client, Halt, QueryError};
 use super::error::PostgresError;
+use super::order::{Earlier, Limits, SORTED_BYTES_MAX};
 use super::schema::SchemaFilter;
 use super::session;
 use super::settings::Settings;
 use super::tools::{ToolSearch, Tools};
 use crate::progress::{Cancelled, Progress};
-use crate::source::{ItemFacts, ItemSink, SourceFacts};
+use crate::source::{ItemFacts, ItemSink, ItemSource, SourceFacts};
 use copier::Copier;
 use locks::{LOCK_ATTEMPTS, consistency, lock_and_export};
 use schema::{Gate, SchemaDump, is_blocked};
@@ -30,6 +31,8 @@ const VERSION_MIN: u32 = 130_000;
 const BATCH: usize = 200;
 /// Tables from this size on are begun first, the longest ahead, so that no long one is left for the end.
 const LARGE_PAGES: u64 = 1_024;
+/// A page, unless the server was built with another: this is used for estimates only.
+const PAGE_BYTES: u64 = 8_192;
 /// Names that one error lists.
 const NAMES_SHOWN: usize = 5;
 
@@ -42,6 +45,8 @@ pub struct SnapshotOptions {
     /// Tables and materialized views whose rows are left out: `schema.table`, `table`, `*` and `?`.
     pub exclude_table_data: Vec<String>,
     pub schema_only: bool,
+    /// The server sorts tables up to this many bytes by their key, in temporary files of about their size.
+    pub sorted_bytes_max: u64,
     /// Connections that copy side by side; 0 is one per core.
     pub jobs: usize,
     /// Where pg_dump and pg_dumpall may lie.
@@ -56,17 +61,19 @@ impl SnapshotOptions {
             databases: Some(vec![name.to_owned()]),
             exclude_table_data: Vec::new(),
             schema_only: false,
+            sorted_bytes_max: SORTED_BYTES_MAX,
             jobs: 0,
             tools,
         }
     }
 }
 
-/// Reads databases into `sink`.
+/// Reads databases into `sink`. Tables are read in the order that they had in `parent`, the snapshot before, if there is one.
 ///
 /// Returns only after every item is finished: any error on the way leaves the snapshot without an item that is short.
 pub fn snapshot(
     options: &SnapshotOptions,
+    parent: Option<&dyn ItemSource>,
     sink: &dyn ItemSink,
     progress: &Progress,
 ) -> Result<SourceFacts, PostgresError> {
@@ -102,12 +109,16 @@ pub fn snapshot(
     dump_globals(options, &tools, &home, with_passwords, sink, &halt)?;
     progress.add_items(1);
 
+    let earlier = parent.map_or_else(|| Ok(Earlier::default()), Earlier::load).unwrap_or_else(|error| {
+        tracing::warn!("the parent snapshot cannot be read, so tables may come in another order than in it: {error}");
+        Earlier::default()
+    });
     let mut order = 1;
     let mut points = Map::new();
     for database in &databases {
         let mut attempt = 1;
         order = loop {
-            let mut dump = DatabaseDump::open(options, &tools, database, sink, progress)?;
+            let mut dump = DatabaseDump::open(options, &tools, database, &earlier, sink, progress)?;
             let (mut warnings, point) = (std::mem::take(&mut dump.warnings), dump.point.clone());
             match dump.run(order) {
                 // Nothing has been stored yet, and whoever was in the way gets his lock now.
@@ -271,6 +282,7 @@ impl<'a> DatabaseDump<'a> {
         options: &'a SnapshotOptions,
         tools: &'a Tools,
         database: &'a Database,
+        earlier: &Earlier,
         sink: &'a dyn ItemSink,
         progress: &'a Progress,
     ) -> Result<DatabaseDump<'a>, PostgresError> {
@@ -299,13 +311,13 @@ impl<'a> DatabaseDump<'a> {
             unrefreshed: Vec::new(),
         };
         if !options.schema_only {
-            dump.plan(relations, standby).map_err(failed)?;
+            dump.plan(relations, earlier, standby).map_err(failed)?;
         }
         Ok(dump)
     }
 
     /// Settles what data there is to copy.
-    fn plan(&mut self, relations: Vec<Relation>, standby: bool) -> Result<(), QueryError> {
+    fn plan(&mut self, relations: Vec<Relation>, earlier: &Earlier, standby: bool) -> Result<(), QueryError> {
         let by_oid: BTreeMap<u32, &Relation> = relations.iter().map(|r| (r.oid, r)).collect();
         let patterns = &self.options.exclude_table_data;
         let mut skipped = Vec::new();
@@ -334,7 +346,13 @@ impl<'a> DatabaseDump<'a> {
             .filter(|r| r.kind == 'm' && catalog::is_excluded(r, &by_oid, patterns))
             .map(Relation::sql)
             .collect();
-        self.tables = catalog::tables(&mut self.coordinator, &wanted)?;
+        // A limit on temporary files is kept at a distance: nobody knows exactly what a sort will write.
+        let temporary_pages_max = catalog::temporary_pages_max(&mut self.coordinator)?;
+        let limits = Limits {
+            sorted_pages_max: (self.options.sorted_bytes_max / PAGE_BYTES).min(temporary_pages_max / 4),
+            deltas: self.sink.makes_deltas(),
+        };
+        self.tables = catalog::tables(&mut self.coordinator, &self.database.name, &wanted, earlier, limits)?;
         // The way to an excluded table may lead over one that is not; names are looked up among all.
         self.sequences =
             wanted.into_iter().filter(|r| r.kind == 'S' && (!r.extension || r.extension_filter.is_some())).collect();
@@ -413,7 +431,7 @@ impl<'a> DatabaseDump<'a> {
                 return false;
             }
             self.progress.add_items_total(next - first);
-            self.progress.add_bytes_total(self.tables.iter().map(|table| table.pages * 8_192).sum());
+            self.progress.add_bytes_total(self.tables.iter().map(|table| table.pages * PAGE_BYTES).sum());
             for _ in 0..helpers {
                 scope.spawn(|| note(copier.help(&self.snapshot, &queue, &deferred, halt)));
             }
