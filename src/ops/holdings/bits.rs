@@ -20,6 +20,15 @@ impl Bits {
         was_clear
     }
 
+    pub fn unset(&mut self, at: usize) {
+        self.0[at / 64] &= !(1 << (at % 64));
+    }
+
+    /// Whether any bit is set.
+    pub fn any(&self) -> bool {
+        self.0.iter().any(|word| *word != 0)
+    }
+
     pub fn clear(&mut self) {
         self.0.fill(0);
     }
@@ -43,7 +52,10 @@ mod tests {
         more.set(5);
         more.set_all_of(&bits);
         assert_eq!((0..130).filter(|&at| more.get(at)).collect::<Vec<_>>(), [0, 5, 63, 64, 129]);
+        more.unset(63);
+        assert!(more.any() && !more.get(63) && more.get(64));
         more.clear();
+        assert!(!more.any());
         assert!((0..130).all(|at| !more.get(at)));
     }
 }

@@ -1,4 +1,5 @@
-//! Copies what lives in packs that are partly dead: whole blobs as they are, the rest of others sealed anew.
+//! Copies what lives in packs that are partly dead: whole blobs as they are, the rest of others, and what is rebased, sealed
+//! anew.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ impl Run<'_> {
         let fates = self.survey.fates.iter().enumerate();
         let numbers: Vec<usize> = fates.filter(|(_, fate)| **fate == Fate::Repack).map(|(number, _)| number).collect();
         if numbers.is_empty() {
-            return Ok(sources);
+            return Ok(Vec::new());
         }
         self.progress.phase("copying what is in use");
         self.progress.add_items_total(numbers.len() as u64);
@@ -43,21 +44,29 @@ impl Run<'_> {
             repo: self.repo,
             holdings: &self.survey.holdings,
             claimed: &self.survey.claimed,
+            rebased: &self.survey.rebased,
             reader: &reader,
             packer: &packer,
             opener: Opener::default(),
             gathered: [Gathered::new(BlobKind::Data), Gathered::new(BlobKind::Meta)],
         };
+        let in_use = self.survey.holdings.blobs_with(&self.survey.claimed)?;
+        let mut rebased_all = true;
         for number in numbers {
             if self.progress.is_cancelled() {
                 return Err(Cancelled.into());
             }
             let pack = &self.survey.holdings.packs[number];
-            match copier.copy(number) {
-                Ok(()) => sources.push(pack.id),
+            let copied = match pack.blobs.clone().any(|blob| in_use.get(blob as usize)) {
+                true => copier.copy(number),
+                false => Ok(()),
+            };
+            match copied {
+                Ok(()) => sources.push(number),
                 Err(PipelineError::Stopped) => break,
                 Err(PipelineError::Repo(error)) if crate::ops::holdings::is_damage(&error) => {
                     self.report.damaged.push(error.to_string());
+                    rebased_all &= !self.has_rebased(number);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -67,6 +76,11 @@ impl Run<'_> {
         packer.finish()?;
         flushed?;
         self.report.bytes_copied += added.bytes_stored.load(Relaxed);
+        if !rebased_all {
+            // What could not be stored anew stays, and with it all that it may rest on.
+            sources.retain(|number| !self.has_rebased(*number));
+        }
+        let sources: Vec<ObjectId> = sources.into_iter().map(|number| self.survey.holdings.packs[number].id).collect();
 
         // What index objects now say elsewhere, as the store has them.
         for (id, _) in self.repo.list(Kind::Index)? {
@@ -92,6 +106,10 @@ impl Run<'_> {
         }
         Ok(sources)
     }
+
+    fn has_rebased(&self, number: usize) -> bool {
+        self.survey.holdings.packs[number].blobs.clone().any(|blob| self.survey.rebased.get(blob as usize))
+    }
 }
 
 /// Chunks of blobs that are partly dead, gathered into new ones.
@@ -112,6 +130,7 @@ struct Copier<'a> {
     repo: &'a Arc<Repository>,
     holdings: &'a Holdings,
     claimed: &'a Bits,
+    rebased: &'a Bits,
     reader: &'a Reader,
     packer: &'a Packer,
     opener: Opener,
@@ -140,7 +159,8 @@ impl Copier<'_> {
             let live = contents.chunks.iter().map(|chunk| self.is_claimed(chunk, blob));
             let live: Vec<bool> = live.collect::<Result<_, _>>()?;
             let stored = &bytes[entry.offset as usize..(entry.offset + entry.stored) as usize];
-            let is_whole = live.iter().all(|live| *live) || !contents.bases.is_empty();
+            let rests = !contents.bases.is_empty();
+            let is_whole = if rests { !self.rebased.get(blob as usize) } else { live.iter().all(|live| *live) };
             if is_whole && live.contains(&true) {
                 // Copied, so that a few blobs on their way do not keep all of several packs in memory.
                 let stored = Bytes::copy_from_slice(stored);

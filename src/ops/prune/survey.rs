@@ -48,6 +48,8 @@ pub(super) struct Survey {
     pub(super) dead_bytes: Vec<u64>,
     /// The copies of chunks that stay, by position.
     pub(super) claimed: Bits,
+    /// Blobs that are stored anew without their bases, by number.
+    pub(super) rebased: Bits,
     pub(super) unlisted: Vec<(ObjectId, u64)>,
 }
 
@@ -88,7 +90,7 @@ impl Survey {
 
         let reached = reach(repo, &kept, &holdings, progress)?;
         let marked = marks.iter().flat_map(|mark| &mark.packs).copied().collect();
-        let Plan { fates, dead_bytes, claimed } = plan(&holdings, reached, &stored, &marked, options)?;
+        let Plan { fates, dead_bytes, claimed, rebased } = plan(&holdings, reached, &stored, &marked, options)?;
         Ok(Self {
             decisions,
             kept,
@@ -100,6 +102,7 @@ impl Survey {
             fates,
             dead_bytes,
             claimed,
+            rebased,
             unlisted,
         })
     }

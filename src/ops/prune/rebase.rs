@@ -1,0 +1,127 @@
+//! Decides which blobs are stored anew without their bases: where what backups reach would take less alone than with all
+//! that it rests on. Pure.
+
+use std::collections::HashMap;
+
+use super::claim::Claims;
+use crate::limits::LOOKED_UP_TOGETHER;
+use crate::ops::holdings::Holdings;
+use crate::ops::holdings::bits::Bits;
+use crate::repo::RepoError;
+
+/// Blobs that rest on each other may take so many percent of what backups reach of them would take alone.
+const KEPT_PERCENT_MAX: u64 = 115;
+
+/// Blobs that rest on each other, directly or not.
+#[derive(Default)]
+struct Group {
+    /// Stored bytes of all of them.
+    kept: u64,
+    /// Of those that stand alone, as stored and as plaintext.
+    alone_stored: u64,
+    alone_raw: u64,
+    /// Plaintext bytes that backups reach.
+    reached_raw: u64,
+}
+
+impl Group {
+    /// What the chunks that backups reach would take alone.
+    fn alone_bytes(&self) -> u64 {
+        let bytes = u128::from(self.reached_raw) * u128::from(self.alone_stored) / u128::from(self.alone_raw.max(1));
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    fn is_worth_it(&self) -> bool {
+        u128::from(self.kept) * 100 > u128::from(self.alone_bytes()) * u128::from(KEPT_PERCENT_MAX)
+    }
+}
+
+/// The blobs to be stored anew. `reached` are the chunks that backups lead to, `claimed` all copies that would stay.
+pub(super) fn choose(claims: &Claims, reached: &Bits, claimed: &Bits) -> Result<Bits, RepoError> {
+    let holdings = claims.holdings;
+    let mut rebased = Bits::new(holdings.blobs.len());
+    if holdings.bases.is_empty() {
+        return Ok(rebased);
+    }
+    let in_use = claims.in_use(claimed, &rebased)?;
+    let mut links = link(holdings, &in_use, claimed)?;
+    let mut groups: HashMap<u32, Group> = HashMap::new();
+    for (blob, held) in (0..).zip(&holdings.blobs).filter(|(blob, _)| in_use.get(*blob as usize)) {
+        if !links.is_alone(blob) {
+            let group = groups.entry(links.first_of(blob)).or_default();
+            group.kept += u64::from(held.stored);
+            if held.depth == 0 {
+                group.alone_stored += u64::from(held.stored);
+                group.alone_raw += u64::from(held.raw_bytes);
+            }
+        }
+    }
+    for (position, chunk) in holdings.chunks.iter().enumerate() {
+        let chunk = chunk?;
+        if reached.get(position)
+            && claimed.get(position)
+            && let Some(group) = groups.get_mut(&links.first_of(chunk.blob))
+        {
+            group.reached_raw += u64::from(chunk.bytes);
+        }
+    }
+    for blob in (0..).take(holdings.blobs.len()).filter(|blob| in_use.get(*blob as usize)) {
+        if groups.get(&links.first_of(blob)).is_some_and(Group::is_worth_it) {
+            rebased.set(blob as usize);
+        }
+    }
+    Ok(rebased)
+}
+
+/// Which blobs rest on each other: for each blob another of its group, up to the first one (Tarjan, "Efficiency of a Good But
+/// Not Linear Set Union Algorithm", J. ACM 1975).
+struct Links {
+    towards_first: Vec<u32>,
+    linked: Bits,
+}
+
+impl Links {
+    fn first_of(&mut self, blob: u32) -> u32 {
+        let mut at = blob;
+        while self.towards_first[at as usize] != at {
+            let next = self.towards_first[at as usize];
+            self.towards_first[at as usize] = self.towards_first[next as usize];
+            at = next;
+        }
+        at
+    }
+
+    fn join(&mut self, one: u32, other: u32) {
+        let (one_first, other_first) = (self.first_of(one), self.first_of(other));
+        self.towards_first[one_first.max(other_first) as usize] = one_first.min(other_first);
+        self.linked.set(one as usize);
+        self.linked.set(other as usize);
+    }
+
+    fn is_alone(&self, blob: u32) -> bool {
+        !self.linked.get(blob as usize)
+    }
+}
+
+/// Joins every blob in use with those that hold its bases.
+fn link(holdings: &Holdings, in_use: &Bits, claimed: &Bits) -> Result<Links, RepoError> {
+    let count = u32::try_from(holdings.blobs.len()).expect("blobs are numbered by u32");
+    let mut links = Links { towards_first: (0..count).collect(), linked: Bits::new(holdings.blobs.len()) };
+    let mut wanted = Vec::new();
+    let mut look_up = |wanted: &mut Vec<_>| {
+        holdings.chunks.find_all(wanted, |base, start, copies| {
+            for (_, copy) in (start..).zip(copies).filter(|(position, _)| claimed.get(*position)) {
+                links.join(base.blob, copy.blob);
+            }
+            Ok::<_, RepoError>(())
+        })
+    };
+    for base in holdings.bases_of(|blob| in_use.get(blob as usize)) {
+        wanted.push(base?);
+        if wanted.len() >= LOOKED_UP_TOGETHER {
+            look_up(&mut wanted)?;
+        }
+    }
+    look_up(&mut wanted)?;
+    Ok(links)
+}
