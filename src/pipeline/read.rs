@@ -446,6 +446,15 @@ impl Reader {
         Ok(plaintext)
     }
 
+    /// Fetches and opens a blob, and keeps it for those that rest on it.
+    pub(crate) fn open_chained(&self, opener: &mut Opener, blob: &BlobRow) -> Result<Arc<Vec<u8>>, PipelineError> {
+        let opened = self.fetch_and_open(opener, blob, 0, Compare::Last, true);
+        if matches!(opened, Err(PipelineError::Repo(RepoError::Damaged { .. }))) {
+            return self.fetch_and_open(opener, blob, 0, Compare::All, true);
+        }
+        opened
+    }
+
     /// Opens a blob, after its bases.
     pub(crate) fn open(
         &self,

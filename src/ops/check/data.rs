@@ -1,6 +1,6 @@
 //! Reads packs whole: hashes every byte, opens every blob, names every chunk again.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -8,6 +8,8 @@ use super::structure::PackState;
 use super::{CheckOptions, ReadData};
 use crate::format::pack::{Directory, decode_directory, directory_range};
 use crate::id::ObjectId;
+use crate::limits::CHAINED_BLOBS_TOGETHER;
+use crate::ops::holdings::chains::Chains;
 use crate::ops::holdings::{Holdings, is_damage};
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
@@ -18,8 +20,8 @@ use crate::seal::blob::Opener;
 use crate::seal::boxed::open_object;
 use crate::seal::keys::Kind;
 
-/// Results of packs are remembered this many at a time.
-const VERIFIED_BATCH: usize = 64;
+/// Results of so many packs at most are remembered at once.
+const PACKS_TOGETHER: usize = 256;
 
 /// The packs to read, in the order in which to read them.
 pub(super) fn choose(
@@ -85,55 +87,34 @@ pub(super) fn read_packs(
     chosen: &[usize],
     progress: &Progress,
 ) -> Result<DataRead, PipelineError> {
-    let started = Instant::now();
-    let next = AtomicUsize::new(0);
-    let shared: Mutex<(DataRead, Vec<ObjectId>)> = Mutex::default();
-    let failed: Mutex<Option<PipelineError>> = Mutex::default();
-    let bases = Reader::new(repo.clone(), 1, Progress::default());
-    let work = || {
-        let mut reader = PackReader { repo, holdings, bases: &bases, opener: Opener::default(), plaintext: Vec::new() };
-        loop {
-            let out_of_time = options.max_duration.is_some_and(|most| started.elapsed() >= most);
-            let stopped = failed.lock().expect("no code panics while it holds this lock").is_some();
-            let Some(&number) = chosen.get(next.fetch_add(1, Relaxed)) else { break };
-            if out_of_time || stopped || progress.is_cancelled() {
-                break;
-            }
-            let pack = &holdings.packs[number];
-            let result = reader.read(number);
-            let mut shared = shared.lock().expect("no code panics while it holds this lock");
-            match result {
-                Ok((plaintext, bad)) => {
-                    let (read, verified) = &mut *shared;
-                    read.packs += 1;
-                    read.bytes += u64::from(pack.bytes);
-                    read.plaintext += plaintext;
-                    match bad {
-                        Some(bad) => read.bad.push(bad),
-                        None => verified.push(pack.id),
-                    }
-                    if verified.len() >= VERIFIED_BATCH {
-                        repo.index.set_verified(verified, options.now.as_second());
-                        verified.clear();
-                    }
-                }
-                Err(error) => {
-                    failed.lock().expect("no code panics while it holds this lock").get_or_insert(error);
-                }
-            }
-            progress.add_bytes(u64::from(pack.bytes));
-            progress.add_items(1);
-        }
+    let threads = options.threads.clamp(1, chosen.len().max(1));
+    let run = Run {
+        repo,
+        holdings,
+        chains: Chains::of(holdings)?,
+        bases: Reader::new(repo.clone(), threads, Progress::default()),
+        threads,
+        ends: options.max_duration.map(|most| Instant::now() + most),
+        progress,
     };
-    std::thread::scope(|scope| {
-        for _ in 0..options.threads.clamp(1, chosen.len()) {
-            scope.spawn(work);
+    let (mut read, mut verified) = (DataRead::default(), Vec::new());
+    let mut left = chosen;
+    while !left.is_empty() && !run.is_over() {
+        let mut batch = run.read_batch(left)?;
+        left = &left[batch.len()..];
+        run.open_chained(&mut batch)?;
+        for pack in batch {
+            let held = &holdings.packs[pack.number];
+            read.packs += 1;
+            read.bytes += u64::from(held.bytes);
+            read.plaintext += pack.plaintext_bytes;
+            match pack.finish(held.blobs.len()) {
+                Some(bad) => read.bad.push(bad),
+                None => verified.push(held.id),
+            }
         }
-    });
-    let (mut read, verified) = shared.into_inner().expect("no code panics while it holds this lock");
-    repo.index.set_verified(&verified, options.now.as_second());
-    if let Some(error) = failed.into_inner().expect("no code panics while it holds this lock") {
-        return Err(error);
+        repo.index.set_verified(&verified, options.now.as_second());
+        verified.clear();
     }
     if progress.is_cancelled() {
         return Err(Cancelled.into());
@@ -142,79 +123,196 @@ pub(super) fn read_packs(
     Ok(read)
 }
 
-/// Reads packs whole. One a thread.
-struct PackReader<'a> {
+/// What is known of a pack that is being read.
+struct PackRead {
+    number: usize,
+    plaintext_bytes: u64,
+    /// What is wrong with it as a whole, and with its blobs beyond that.
+    wrong: Vec<String>,
+    bad: Vec<(u32, String)>,
+    /// Blobs that rest on others, not yet opened.
+    chained: Vec<(u32, BlobRow)>,
+}
+
+impl PackRead {
+    fn finish(mut self, blobs: usize) -> Option<BadPack> {
+        self.bad.sort_unstable();
+        if let Some((_, detail)) = self.bad.first().filter(|(_, detail)| !detail.is_empty()) {
+            self.wrong.push(detail.clone());
+            if self.bad.len() > 1 {
+                self.wrong.push(format!("{} of {blobs} blobs cannot be opened", self.bad.len()));
+            }
+        }
+        let blobs = self.bad.into_iter().map(|(blob, _)| blob).collect();
+        (!self.wrong.is_empty()).then(|| BadPack { pack: self.number, detail: self.wrong.join("; "), blobs })
+    }
+}
+
+/// A run over packs. First they are read whole, as many as leave so many blobs that rest on others; then these are opened,
+/// chain by chain, so that what they rest on need not be opened again for each.
+struct Run<'a> {
     repo: &'a Arc<Repository>,
     holdings: &'a Holdings,
+    chains: Chains,
     /// For blobs that rest on others. All threads share it, and the blobs that it keeps.
-    bases: &'a Reader,
+    bases: Reader,
+    threads: usize,
+    ends: Option<Instant>,
+    progress: &'a Progress,
+}
+
+impl Run<'_> {
+    /// Whether no more packs are to be read.
+    fn is_over(&self) -> bool {
+        self.progress.is_cancelled() || self.ends.is_some_and(|ends| Instant::now() >= ends)
+    }
+
+    /// Runs `work` on several threads; it is called again and again with numbers from 0 on, until it says that it is done.
+    fn side_by_side<E: Send>(&self, work: impl Fn(&mut PackReader, usize) -> Result<bool, E> + Sync) -> Result<(), E> {
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let work = || {
+            let mut reader = PackReader { run: self, opener: Opener::default(), plaintext: Vec::new() };
+            while !failed.load(Relaxed) {
+                match work(&mut reader, next.fetch_add(1, Relaxed)) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        failed.store(true, Relaxed);
+                        return Err(error);
+                    }
+                }
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.threads).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().expect("reading packs does not panic"))
+        })
+    }
+
+    /// Reads the first packs of `left`, in order.
+    fn read_batch(&self, left: &[usize]) -> Result<Vec<PackRead>, PipelineError> {
+        let done: Mutex<Vec<(usize, PackRead)>> = Mutex::default();
+        let chained = AtomicUsize::new(0);
+        self.side_by_side(|reader, at| {
+            let is_full = chained.load(Relaxed) >= CHAINED_BLOBS_TOGETHER;
+            let is_full = is_full || at >= PACKS_TOGETHER;
+            let Some(&number) = left.get(at).filter(|_| !is_full && !self.is_over()) else { return Ok(false) };
+            let pack = reader.read(number)?;
+            let waiting: u64 = pack.chained.iter().map(|(_, row)| u64::from(row.stored)).sum();
+            chained.fetch_add(pack.chained.len(), Relaxed);
+            self.progress.add_bytes(u64::from(self.holdings.packs[number].bytes).saturating_sub(waiting));
+            self.progress.add_items(u64::from(pack.chained.is_empty()));
+            done.lock().expect("no code panics while it holds this lock").push((at, pack));
+            Ok::<_, PipelineError>(true)
+        })?;
+        let mut done = done.into_inner().expect("no code panics while it holds this lock");
+        done.sort_by_key(|(at, _)| *at);
+        // What was taken up was the beginning: what comes after a gap is read again.
+        let whole = done.iter().zip(0..).take_while(|((at, _), place)| at == place).count();
+        done.truncate(whole);
+        Ok(done.into_iter().map(|(_, pack)| pack).collect())
+    }
+
+    /// Opens the blobs of a batch that rest on others.
+    fn open_chained(&self, batch: &mut [PackRead]) -> Result<(), PipelineError> {
+        let mut waiting = Vec::new();
+        for (place, pack) in batch.iter_mut().enumerate() {
+            self.progress.add_items(u64::from(!pack.chained.is_empty()));
+            waiting.extend(pack.chained.drain(..).map(|(blob, row)| (self.chains.path(blob), place, row)));
+        }
+        waiting.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
+        let chains: Vec<_> = waiting.chunk_by(|(one, ..), (other, ..)| one[0] == other[0]).collect();
+        let done: Mutex<Vec<(usize, u32, Result<u64, String>)>> = Mutex::default();
+        self.side_by_side(|reader, at| {
+            let Some(chain) = chains.get(at) else { return Ok(false) };
+            for (path, place, row) in *chain {
+                if self.progress.is_cancelled() {
+                    return Err(Cancelled.into());
+                }
+                let opened = match self.bases.open_chained(&mut reader.opener, row) {
+                    Ok(plaintext) => {
+                        let bytes = plaintext.len() as u64;
+                        self.bases.give_back(plaintext);
+                        Ok(bytes)
+                    }
+                    Err(PipelineError::Repo(error)) if !is_damage(&error) => return Err(error.into()),
+                    Err(error) => Err(format!("blob at {}: {error}", row.offset)),
+                };
+                let blob = *path.last().expect("a path ends with the blob itself");
+                done.lock().expect("no code panics while it holds this lock").push((*place, blob, opened));
+                self.progress.add_bytes(u64::from(row.stored));
+            }
+            Ok::<_, PipelineError>(true)
+        })?;
+        for (place, blob, opened) in done.into_inner().expect("no code panics while it holds this lock") {
+            match opened {
+                Ok(bytes) => batch[place].plaintext_bytes += bytes,
+                Err(detail) => batch[place].bad.push((blob, detail)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads packs whole. One a thread.
+struct PackReader<'a> {
+    run: &'a Run<'a>,
     opener: Opener,
     plaintext: Vec<u8>,
 }
 
 impl PackReader<'_> {
-    /// Returns the plaintext bytes that were hashed, and what is wrong.
-    fn read(&mut self, number: usize) -> Result<(u64, Option<BadPack>), PipelineError> {
-        let pack = &self.holdings.packs[number];
+    /// Hashes every byte and opens every blob that stands alone.
+    fn read(&mut self, number: usize) -> Result<PackRead, PipelineError> {
+        let pack = &self.run.holdings.packs[number];
         let name = pack_name(&pack.id);
-        let all_blobs = || pack.blobs.clone().collect();
-        let bytes = match self.repo.backend.get(&name, None).map_err(RepoError::from) {
+        let (wrong, bad, chained) = (Vec::new(), Vec::new(), Vec::new());
+        let mut read = PackRead { number, plaintext_bytes: 0, wrong, bad, chained };
+        let bytes = match self.run.repo.backend.get(&name, None).map_err(RepoError::from) {
             Err(error) if is_damage(&error) => {
-                return Ok((0, Some(BadPack { pack: number, detail: error.to_string(), blobs: all_blobs() })));
+                read.wrong.push(error.to_string());
+                read.bad = pack.blobs.clone().map(|blob| (blob, String::new())).collect();
+                return Ok(read);
             }
             other => other?,
         };
-        let mut wrong = Vec::new();
         if ObjectId::of(&bytes) != pack.id {
-            wrong.push("its bytes do not hash to its name".to_owned());
+            read.wrong.push("its bytes do not hash to its name".to_owned());
         }
         let directory = match self.directory(&bytes, &pack.directory) {
             Ok(directory) => directory,
             Err(detail) => {
-                wrong.push(detail);
+                read.wrong.push(detail);
                 self.listed_directory(&pack.id)?
             }
         };
-        let (mut blobs, mut plaintext_bytes) = (Vec::new(), 0);
         for (blob, entry) in pack.blobs.clone().zip(directory) {
             let sealed = bytes.get(entry.offset as usize..entry.offset as usize + entry.stored as usize);
             let row = BlobRow { pack: pack.id, offset: entry.offset, stored: entry.stored, contents: entry.contents };
-            let raw_bytes = row.contents.raw_bytes() as u64;
+            if !row.contents.bases.is_empty() {
+                read.chained.push((blob, row));
+                continue;
+            }
             match sealed.ok_or_else(|| "it is cut off".to_owned()).and_then(|sealed| self.open(&row, sealed)) {
-                Ok(()) => plaintext_bytes += raw_bytes,
-                Err(detail) => {
-                    if blobs.is_empty() {
-                        wrong.push(format!("blob at {}: {detail}", row.offset));
-                    }
-                    blobs.push(blob);
-                }
+                Ok(()) => read.plaintext_bytes += row.contents.raw_bytes() as u64,
+                Err(detail) => read.bad.push((blob, format!("blob at {}: {detail}", row.offset))),
             }
         }
-        if wrong.is_empty() {
-            return Ok((plaintext_bytes, None));
-        }
-        if blobs.len() > 1 {
-            wrong.push(format!("{} of {} blobs cannot be opened", blobs.len(), pack.blobs.len()));
-        }
-        Ok((plaintext_bytes, Some(BadPack { pack: number, detail: wrong.join("; "), blobs })))
+        Ok(read)
     }
 
     fn open(&mut self, row: &BlobRow, sealed: &[u8]) -> Result<(), String> {
-        if row.contents.bases.is_empty() {
-            let opened = self.opener.open(&self.repo.keys, &row.contents, sealed, &[], &mut self.plaintext);
-            opened.map_err(|error| error.to_string())
-        } else {
-            let opened = self.bases.open(&mut self.opener, row, sealed).map_err(|error| error.to_string())?;
-            self.bases.give_back(opened);
-            Ok(())
-        }
+        let keys = &self.run.repo.keys;
+        let opened = self.opener.open(keys, &row.contents, sealed, &[], &mut self.plaintext);
+        opened.map_err(|error| error.to_string())
     }
 
     /// The pack's own directory, if it says what the index says.
     fn directory(&self, bytes: &[u8], listed: &[u8; 32]) -> Result<Directory, String> {
         let range = directory_range(bytes.len() as u64, bytes).map_err(|error| error.to_string())?;
         let sealed = &bytes[range.start as usize..range.end as usize];
-        let raw = open_object(&self.repo.keys, Kind::Directory, sealed).map_err(|error| error.to_string())?;
+        let raw = open_object(&self.run.repo.keys, Kind::Directory, sealed).map_err(|error| error.to_string())?;
         if blake3::hash(&raw) != *listed {
             return Err("its directory and the index say different things".to_owned());
         }
@@ -223,9 +321,9 @@ impl PackReader<'_> {
 
     /// What the index says of a pack whose own directory is of no use.
     fn listed_directory(&self, pack: &ObjectId) -> Result<Directory, PipelineError> {
-        for (id, object) in &self.holdings.objects {
+        for (id, object) in &self.run.holdings.objects {
             if object.packs.contains(pack) {
-                let index = self.repo.load_index_object(id)?;
+                let index = self.run.repo.load_index_object(id)?;
                 if let Some(found) = index.packs.into_iter().find(|listed| listed.pack == *pack) {
                     return Ok(found.directory);
                 }

@@ -10,6 +10,7 @@
 //! is read.
 
 pub mod bits;
+pub mod chains;
 pub mod rows;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

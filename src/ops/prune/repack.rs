@@ -12,9 +12,10 @@ use super::{Fate, PruneError};
 use crate::format::manifest::ChunkEntry;
 use crate::format::pack::{BlobContents, BlobKind, decode_directory, directory_range};
 use crate::id::ObjectId;
-use crate::limits::{BLOB_BYTES_MAX, BLOB_CHUNKS_MAX};
+use crate::limits::{BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, CHAINED_BLOBS_TOGETHER};
 use crate::ops::holdings::bits::Bits;
-use crate::ops::holdings::{Holdings, prefix_of};
+use crate::ops::holdings::chains::Chains;
+use crate::ops::holdings::{Holdings, is_damage, prefix_of};
 use crate::pipeline::PipelineError;
 use crate::pipeline::packer::{Added, Blob, Packer, Pending};
 use crate::pipeline::read::Reader;
@@ -48,6 +49,9 @@ impl Run<'_> {
             reader: &reader,
             packer: &packer,
             opener: Opener::default(),
+            chains: Chains::of(&self.survey.holdings)?,
+            chained: Vec::new(),
+            damaged: Vec::new(),
             gathered: [Gathered::new(BlobKind::Data), Gathered::new(BlobKind::Meta)],
         };
         let in_use = self.survey.holdings.blobs_with(&self.survey.claimed)?;
@@ -64,7 +68,7 @@ impl Run<'_> {
             match copied {
                 Ok(()) => sources.push(number),
                 Err(PipelineError::Stopped) => break,
-                Err(PipelineError::Repo(error)) if crate::ops::holdings::is_damage(&error) => {
+                Err(PipelineError::Repo(error)) if is_damage(&error) => {
                     self.report.damaged.push(error.to_string());
                     rebased_all &= !self.has_rebased(number);
                 }
@@ -72,9 +76,17 @@ impl Run<'_> {
             }
             self.progress.add_items(1);
         }
-        let flushed = copier.flush();
+        let flushed = copier.copy_chained().and_then(|()| copier.flush());
+        let damaged = std::mem::take(&mut copier.damaged);
         packer.finish()?;
         flushed?;
+        rebased_all &= damaged.is_empty();
+        for error in damaged.iter().map(ToString::to_string) {
+            // Many chains may rest on one damaged blob.
+            if !self.report.damaged.contains(&error) {
+                self.report.damaged.push(error);
+            }
+        }
         self.report.bytes_copied += added.bytes_stored.load(Relaxed);
         if !rebased_all {
             // What could not be stored anew stays, and with it all that it may rest on.
@@ -134,6 +146,11 @@ struct Copier<'a> {
     reader: &'a Reader,
     packer: &'a Packer,
     opener: Opener,
+    chains: Chains,
+    /// Blobs that are rebased and not yet opened, and which chunks of theirs stay.
+    chained: Vec<(u32, BlobRow, Vec<bool>)>,
+    /// Why some of them cannot be opened.
+    damaged: Vec<RepoError>,
     gathered: [Gathered; 2],
 }
 
@@ -161,14 +178,35 @@ impl Copier<'_> {
             let stored = &bytes[entry.offset as usize..(entry.offset + entry.stored) as usize];
             let rests = !contents.bases.is_empty();
             let is_whole = if rests { !self.rebased.get(blob as usize) } else { live.iter().all(|live| *live) };
-            if is_whole && live.contains(&true) {
+            if !live.contains(&true) {
+                continue;
+            }
+            if is_whole {
                 // Copied, so that a few blobs on their way do not keep all of several packs in memory.
                 let stored = Bytes::copy_from_slice(stored);
                 self.packer.push(Blob::Sealed { contents: entry.contents, stored })?;
-            } else if live.contains(&true) {
-                let row =
-                    BlobRow { pack: pack.id, offset: entry.offset, stored: entry.stored, contents: entry.contents };
-                self.copy_part(&row, stored, &live)?;
+                continue;
+            }
+            let row = BlobRow { pack: pack.id, offset: entry.offset, stored: entry.stored, contents: entry.contents };
+            if rests {
+                self.chained.push((blob, row, live));
+            } else {
+                let plaintext = self.reader.open(&mut self.opener, &row, stored)?;
+                self.copy_part(&row, plaintext, &live)?;
+            }
+        }
+        if self.chained.len() >= CHAINED_BLOBS_TOGETHER { self.copy_chained() } else { Ok(()) }
+    }
+
+    /// Copies out of blobs that rest on others, chain by chain, so that each is opened once.
+    fn copy_chained(&mut self) -> Result<(), PipelineError> {
+        let mut chained = std::mem::take(&mut self.chained);
+        chained.sort_by_cached_key(|(blob, ..)| self.chains.path(*blob));
+        for (_, row, live) in chained {
+            match self.reader.open_chained(&mut self.opener, &row) {
+                Ok(plaintext) => self.copy_part(&row, plaintext, &live)?,
+                Err(PipelineError::Repo(error)) if is_damage(&error) => self.damaged.push(error),
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -179,8 +217,7 @@ impl Copier<'_> {
         Ok(copies.iter().any(|(position, copy)| copy.blob == blob && self.claimed.get(position)))
     }
 
-    fn copy_part(&mut self, row: &BlobRow, stored: &[u8], live: &[bool]) -> Result<(), PipelineError> {
-        let plaintext = self.reader.open(&mut self.opener, row, stored)?;
+    fn copy_part(&mut self, row: &BlobRow, plaintext: Arc<Vec<u8>>, live: &[bool]) -> Result<(), PipelineError> {
         for (position, _) in live.iter().enumerate().filter(|(_, live)| **live) {
             let range = row.range_of(&(position..position + 1));
             let gathered = &self.gathered[row.contents.kind as usize - 1];

@@ -1,0 +1,49 @@
+//! In which order to open blobs that rest on others, so that each is opened once.
+
+use super::Holdings;
+use crate::limits::{DELTA_DEPTH_MAX, LOOKED_UP_TOGETHER};
+use crate::repo::RepoError;
+
+/// For each blob the deepest one that holds a base of it; itself if it has none.
+pub struct Chains(Vec<u32>);
+
+impl Chains {
+    pub fn of(holdings: &Holdings) -> Result<Self, RepoError> {
+        let count = u32::try_from(holdings.blobs.len()).expect("blobs are numbered by u32");
+        let mut rests_on: Vec<u32> = (0..count).collect();
+        let depth = |blob: u32| holdings.blobs[blob as usize].depth;
+        let mut wanted = Vec::new();
+        let mut look_up = |wanted: &mut Vec<_>| {
+            holdings.chunks.find_all(wanted, |base, _, copies| {
+                let known = &mut rests_on[base.blob as usize];
+                for copy in copies.iter().filter(|copy| depth(copy.blob) < depth(base.blob)) {
+                    if *known == base.blob || depth(copy.blob) > depth(*known) {
+                        *known = copy.blob;
+                    }
+                }
+                Ok::<_, RepoError>(())
+            })
+        };
+        for base in holdings.bases.iter() {
+            wanted.push(base?);
+            if wanted.len() >= LOOKED_UP_TOGETHER {
+                look_up(&mut wanted)?;
+            }
+        }
+        look_up(&mut wanted)?;
+        Ok(Self(rests_on))
+    }
+
+    /// The blobs that lead to a blob, from the one that stands alone on. In the order of these, a blob comes right after
+    /// what it rests on, and the blobs of a place after each other.
+    pub fn path(&self, blob: u32) -> Vec<u32> {
+        let mut path = vec![blob];
+        let mut at = blob;
+        while self.0[at as usize] != at && path.len() <= usize::from(DELTA_DEPTH_MAX) {
+            at = self.0[at as usize];
+            path.push(at);
+        }
+        path.reverse();
+        path
+    }
+}
