@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use lab::*;
 use vault::backend::Backend;
 use vault::backend::fault::{Failure, Fault, Faults, Rule};
@@ -394,6 +394,56 @@ fn diff_says_which_items_changed_and_by_how_much() {
     assert!(changed.bytes_new > 1000 && changed.bytes_new < 700_000, "one or two chunks and the tail: {changed:?}");
     let same = diff(&repo, &first, &first, &Progress::default()).unwrap();
     assert!(same.items.is_empty() && same.unchanged == 3);
+}
+
+#[test]
+fn stats_and_the_run_say_what_deltas_save() {
+    const DAYS: u64 = 4;
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    // Noise takes as much as it has: without deltas each new chunk would be stored in full.
+    let mut days = vec![items(&[("table", noise(1, 2 * MB))])];
+    for day in 1..=DAYS {
+        let mut next = days.last().expect("there is the first")["table"].clone();
+        let place = 64 * day as usize;
+        next[place..place + 64].copy_from_slice(&noise(100 + day, 64));
+        days.push(items(&[("table", next)]));
+    }
+    let mut ids = Vec::new();
+    let (mut new, mut stored, mut saved) = (0, 0, 0);
+    for (day, items) in days.iter().enumerate() {
+        let time = Timestamp::now() - SignedDuration::from_hours(10 - day as i64);
+        let taken = try_take(&repo, "n", time, |sink| push(sink, items)).unwrap();
+        assert_eq!(taken.bytes_saved_estimate > 0, day > 0, "the first day has nothing to rest on");
+        ids.push(taken.snapshot.id);
+        if day > 0 {
+            (new, stored) = (new + taken.snapshot.manifest.bytes_new, stored + taken.snapshot.manifest.bytes_stored);
+            saved += taken.bytes_saved_estimate;
+        }
+    }
+    // What a run adds beside blobs, its lists and its index, is no part of what deltas save.
+    assert!(saved <= new && saved > new - stored, "{new} new, {stored} stored, {saved} saved");
+
+    let report = vault::ops::stats::stats(&repo, &Progress::default()).unwrap();
+    let depths: Vec<_> = report.depths.iter().map(|one| (one.depth, one.blobs)).collect();
+    assert_eq!(depths[1..], [(1, 1), (2, 1), (3, 1), (4, 1)], "each day rests on the one before");
+    assert_eq!(report.depths[1..].iter().map(|one| one.bytes).sum::<u64>(), new);
+    assert!(report.bytes_saved_estimate.abs_diff(saved) < 1000, "{} {saved}", report.bytes_saved_estimate);
+    assert_eq!(report.bytes_bases, 0, "every day is still a backup");
+
+    // Of the days that are dropped stays what the last one rests on, and no prune frees it.
+    let words = ids[..DAYS as usize].iter().map(ObjectId::hex).collect();
+    let options = ForgetOptions { words, host: "h".into(), now: Timestamp::now(), dry_run: false };
+    forget(&repo, &options).unwrap();
+    let report = vault::ops::stats::stats(&repo, &Progress::default()).unwrap();
+    assert_eq!(report.depths.len(), depths.len(), "all of the chain is needed");
+    let first_chunk = new / DAYS;
+    assert!(report.bytes_bases > first_chunk / 2 && report.bytes_bases < 2 * first_chunk, "{report:?}");
+    let (bases, unused) = (report.bytes_bases, report.bytes_unused);
+    assert!(unused < 50_000, "lists of those days, and no bases: {unused}");
+    prune_now(&repo, 1);
+    let report = vault::ops::stats::stats(&lab.open("b"), &Progress::default()).unwrap();
+    assert!(report.bytes_bases.abs_diff(bases) < 1000 && report.bytes_unused < 1000, "{report:?}");
 }
 
 #[test]

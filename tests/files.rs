@@ -1139,10 +1139,11 @@ impl Store {
             time: jiff::Timestamp::now(),
         };
         let progress = Progress::default();
-        vault::ops::snapshot::snapshot(&self.repo, about, &progress, |sink, parent| match watch {
+        let taken = vault::ops::snapshot::snapshot(&self.repo, about, &progress, |sink, parent| match watch {
             Some(watch) => snapshot(options, parent, &Watched { sink, watch }, &progress),
             None => snapshot(options, parent, sink, &progress),
-        })
+        });
+        Ok(taken?.snapshot)
     }
 
     fn items(&self, snapshot: &Snapshot) -> SnapshotItems {

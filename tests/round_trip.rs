@@ -61,6 +61,7 @@ impl Lab {
             Ok(SourceFacts::default())
         })
         .unwrap()
+        .snapshot
     }
 
     fn assert_holds(&self, snapshot: &Snapshot, items: &[(&str, &[u8])]) {

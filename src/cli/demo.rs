@@ -168,7 +168,8 @@ impl Demo<'_> {
         let progress = &self.context.progress;
         let done =
             snapshot(&self.repo, options, progress, |sink, parent| postgres::snapshot(&source, parent, sink, progress))
-                .map_err(exit::not_committed)?;
+                .map_err(exit::not_committed)?
+                .snapshot;
         let manifest = &done.manifest;
         let text = format!(
             "read {}, {} rows; new {}, stored {}",

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::context::{Context, cores};
 use super::exit;
 use super::screen::{many, size};
-use crate::ops::snapshot::{SnapshotOptions, snapshot};
+use crate::ops::snapshot::{SnapshotOptions, Taken, snapshot};
 use crate::pipeline::snapshot::WriteOptions;
 use crate::repo::snapshots::Snapshot;
 use crate::source::{ItemSink, ItemSource, SourceFacts};
@@ -84,7 +84,7 @@ fn take<E: std::error::Error + Send + Sync + 'static>(
     args: &Args,
     what: What,
     take: impl FnOnce(&dyn ItemSink, Option<&dyn ItemSource>) -> Result<SourceFacts, E>,
-) -> anyhow::Result<Snapshot> {
+) -> anyhow::Result<Taken> {
     let repo = context.open()?;
     let options = SnapshotOptions {
         source: what.source.to_owned(),
@@ -121,20 +121,31 @@ pub fn json_of(snapshot: &Snapshot) -> Value {
     })
 }
 
-fn report(context: &Context, snapshot: &Snapshot) -> anyhow::Result<()> {
+fn report(context: &Context, taken: &Taken) -> anyhow::Result<()> {
+    let Taken { snapshot, bytes_saved_estimate } = taken;
     let manifest = &snapshot.manifest;
     for warning in &manifest.warnings {
         context.warn(warning);
     }
     let ratio = manifest.bytes as f64 / manifest.bytes_stored.max(1) as f64;
     let rows = if manifest.rows > 0 { format!(", {}", many(manifest.rows, "row")) } else { String::new() };
+    let saved = match bytes_saved_estimate {
+        0 => String::new(),
+        bytes => format!(", about {} less by deltas", size(*bytes)),
+    };
     context.say(format!(
-        "read {}{rows}; new {}, stored {} ({ratio:.1}:1) in {:.1} s",
+        "read {}{rows}; new {}, stored {}{saved} ({ratio:.1}:1) in {:.1} s",
         size(manifest.bytes),
         size(manifest.bytes_new),
         size(manifest.bytes_stored),
         manifest.seconds,
     ));
-    let printed = if context.global.json { context.print(json_of(snapshot)) } else { context.print(snapshot.id) };
+    let printed = if context.global.json {
+        let mut object = json_of(snapshot);
+        object["bytes_saved_estimate"] = (*bytes_saved_estimate).into();
+        context.print(object)
+    } else {
+        context.print(snapshot.id)
+    };
     printed.with_context(|| format!("backup {} is committed, but its ID could not be printed", snapshot.id))
 }

@@ -9,7 +9,8 @@ use crate::repo::snapshots::find;
 
 /// Show what the backups hold and what they take: by source, and what each backup alone holds
 ///
-/// ALONE is what no other backup needs: what dropping this one frees. Sources that share data each count it.
+/// ALONE is what no other backup needs: what dropping this one frees. Sources that share data each count it. What changed is
+/// stored as deltas, in blobs that rest on older ones: DEPTH is how many older ones in a row, 0 for blobs that stand alone.
 #[derive(clap::Args)]
 #[command(after_help = super::EXIT_CODES, after_long_help = examples!(
     "vault stats"
@@ -86,6 +87,9 @@ fn print(context: &Context, report: &StatsReport, each: &[&BackupStats]) -> anyh
         ]);
     }
     context.print(format!("\n{}", lines_of(&backups)))?;
+    if report.depths.len() > 1 {
+        print_depths(context, report)?;
+    }
     context.print(format!(
         "\n{} {} {} ({} of it different) in {} ({:.1}:1); {} of that are unused until the next prune",
         many(report.backups as u64, "backup"),
@@ -95,5 +99,19 @@ fn print(context: &Context, report: &StatsReport, each: &[&BackupStats]) -> anyh
         size(report.bytes_stored),
         report.ratio,
         size(report.bytes_unused),
+    ))
+}
+
+/// What rests on what, and what that saves.
+fn print_depths(context: &Context, report: &StatsReport) -> anyhow::Result<()> {
+    let mut depths = table(&["depth", "blobs", "holds", "takes"]);
+    for one in &report.depths {
+        depths.add_row([one.depth.to_string(), count(one.blobs), size(one.bytes), size(one.bytes_stored)]);
+    }
+    context.print(format!("\n{}", lines_of(&depths)))?;
+    context.print(format!(
+        "\nwithout deltas it would take about {} more; {} are kept only because others rest on them",
+        size(report.bytes_saved_estimate),
+        size(report.bytes_bases),
     ))
 }

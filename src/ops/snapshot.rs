@@ -38,6 +38,14 @@ pub struct SnapshotOptions {
     pub time: Timestamp,
 }
 
+/// A snapshot that was taken.
+#[derive(Debug)]
+pub struct Taken {
+    pub snapshot: Snapshot,
+    /// How many bytes more would have been stored without deltas. The manifest does not keep it.
+    pub bytes_saved_estimate: u64,
+}
+
 /// Why no snapshot was committed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -62,7 +70,7 @@ pub fn snapshot<E: std::error::Error + 'static>(
     options: SnapshotOptions,
     progress: &Progress,
     take: impl FnOnce(&dyn ItemSink, Option<&dyn ItemSource>) -> Result<SourceFacts, E>,
-) -> Result<Snapshot, SnapshotError<E>> {
+) -> Result<Taken, SnapshotError<E>> {
     let started = Instant::now();
     repo.require_write()?;
     // In this order: lease, marks, index (format-spec/records.md).
@@ -143,7 +151,8 @@ pub fn snapshot<E: std::error::Error + 'static>(
     }
     repo.state.remember([(manifest.host_id, Seen { seq: manifest.seq, id: saved.id })]);
     drop(lease);
-    Ok(Snapshot { id: saved.id, manifest })
+    let bytes_saved_estimate = written.bytes_saved_estimate;
+    Ok(Taken { snapshot: Snapshot { id: saved.id, manifest }, bytes_saved_estimate })
 }
 
 /// The newest snapshot of the same source, name and host.

@@ -31,15 +31,31 @@ pub struct StatsReport {
     pub bytes_unique: u64,
     /// All packs, index objects and manifests in the store.
     pub bytes_stored: u64,
-    /// Of these, packs and parts of packs that no backup reaches.
+    /// Of these, packs and parts of packs that no backup needs.
     pub bytes_unused: u64,
+    /// Of these, what no backup reaches and yet others rest on.
+    pub bytes_bases: u64,
+    /// How many bytes more blobs with bases would take without them, if they became as small as those without.
+    pub bytes_saved_estimate: u64,
     /// `bytes_logical` by `bytes_stored`.
     pub ratio: f64,
     pub packs: usize,
     pub chunks: usize,
+    /// Blobs of data that backups need, by how deep they rest on others; from 0, which stand alone.
+    pub depths: Vec<DepthStats>,
     pub sources: Vec<SourceStats>,
     /// Oldest first.
     pub each: Vec<BackupStats>,
+}
+
+/// Blobs of data of which backups need anything, as whole blobs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct DepthStats {
+    pub depth: u8,
+    pub blobs: u64,
+    /// Plaintext.
+    pub bytes: u64,
+    pub bytes_stored: u64,
 }
 
 /// Sums over the backups of one source, name and host.
@@ -154,7 +170,10 @@ pub fn stats(repo: &Arc<Repository>, progress: &Progress) -> Result<StatsReport,
             }
         }
     }
-    let used = share(&holdings, &by_any)?;
+    let reached = share(&holdings, &by_any)?;
+    let needed = holdings.with_bases(by_any)?;
+    let used = share(&holdings, &needed)?;
+    let depths = by_depth(&holdings, &needed)?;
     let bytes_logical = snapshots.iter().map(|snapshot| snapshot.manifest.bytes).sum();
     let sources = groups
         .into_iter()
@@ -172,9 +191,12 @@ pub fn stats(repo: &Arc<Repository>, progress: &Progress) -> Result<StatsReport,
         bytes_unique,
         bytes_stored,
         bytes_unused: packs_bytes.saturating_sub(used),
+        bytes_bases: used.saturating_sub(reached),
+        bytes_saved_estimate: saved_estimate(&depths),
         ratio: ratio(bytes_logical, bytes_stored),
         packs,
         chunks,
+        depths,
         sources,
         each,
     })
@@ -186,6 +208,34 @@ fn stop_if_asked(progress: &Progress) -> Result<(), PipelineError> {
 
 fn ratio(logical: u64, stored: u64) -> f64 {
     if stored == 0 { 0.0 } else { (100.0 * logical as f64 / stored as f64).round() / 100.0 }
+}
+
+/// The blobs of data in which a chosen chunk lies, by their depth.
+fn by_depth(holdings: &Holdings, chosen: &Bits) -> Result<Vec<DepthStats>, RepoError> {
+    let mut depths: Vec<DepthStats> = Vec::new();
+    let needed = holdings.blobs_with(chosen)?;
+    for (number, blob) in holdings.blobs.iter().enumerate() {
+        if blob.kind != BlobKind::Data || !needed.get(number) {
+            continue;
+        }
+        while depths.len() <= usize::from(blob.depth) {
+            let depth = u8::try_from(depths.len()).expect("a depth is a byte");
+            depths.push(DepthStats { depth, ..DepthStats::default() });
+        }
+        let sums = &mut depths[usize::from(blob.depth)];
+        sums.blobs += 1;
+        sums.bytes += u64::from(blob.raw_bytes);
+        sums.bytes_stored += u64::from(blob.stored);
+    }
+    Ok(depths)
+}
+
+/// What blobs with bases would take more if their plaintext became as small as that of blobs without.
+fn saved_estimate(depths: &[DepthStats]) -> u64 {
+    let Some((alone, deltas)) = depths.split_first() else { return 0 };
+    let (bytes, stored) = deltas.iter().fold((0, 0), |sums, one| (sums.0 + one.bytes, sums.1 + one.bytes_stored));
+    let share = alone.bytes_stored as f64 / alone.bytes.max(1) as f64;
+    ((bytes as f64 * share).round() as u64).saturating_sub(stored)
 }
 
 /// Stored bytes of the chunks chosen, by the share of each blob, with the packs' directories in the same share.
@@ -204,7 +254,9 @@ fn share(holdings: &Holdings, chosen: &Bits) -> Result<u64, RepoError> {
         for blob in pack.blobs.clone().map(|blob| blob as usize) {
             let held = &holdings.blobs[blob];
             of += f64::from(held.stored);
-            stored += f64::from(held.stored) * raw[blob] as f64 / f64::from(held.raw_bytes.max(1));
+            // Of a blob that rests on others prune keeps all or nothing.
+            let bytes = if held.depth > 0 && raw[blob] > 0 { u64::from(held.raw_bytes) } else { raw[blob] };
+            stored += f64::from(held.stored) * bytes as f64 / f64::from(held.raw_bytes.max(1));
         }
         if stored > 0.0 {
             sum += (stored * f64::from(pack.bytes) / of).round() as u64;

@@ -39,6 +39,8 @@ pub enum Blob {
 pub struct Added {
     /// Bytes of packs and index objects.
     pub bytes_stored: AtomicU64,
+    /// How many bytes more its blobs would take without their bases, going by the blobs that their chains begin with.
+    pub bytes_saved_estimate: AtomicU64,
     /// The packs, in order.
     pub packs: Mutex<Vec<ObjectId>>,
 }
@@ -319,6 +321,10 @@ fn seal_blobs(
                 let mut stored = shared.spare_sealed.1.try_recv().unwrap_or_default();
                 let entropy = random().map_err(PipelineError::Repo)?;
                 sealer.seal(&shared.repo.keys, &mut contents, &plaintext, given, &entropy, &mut stored)?;
+                if !contents.bases.is_empty() {
+                    let saved = alone_bytes.saturating_sub(stored.len());
+                    shared.added.bytes_saved_estimate.fetch_add(saved as u64, Relaxed);
+                }
                 if let Some(finder) = &shared.bases {
                     finder.reader.take_back(bases);
                 }

@@ -47,6 +47,8 @@ pub struct Written {
     pub bytes: u64,
     pub bytes_new: u64,
     pub bytes_stored: u64,
+    /// How many bytes more it would have taken without deltas.
+    pub bytes_saved_estimate: u64,
     pub chunkers: Vec<ChunkerParams>,
     pub item_lines: StreamRef,
     /// Packs older than this snapshot that it rests on.
@@ -149,6 +151,7 @@ impl SnapshotWriter {
             bytes: read(&counters.bytes),
             bytes_new: read(&counters.bytes_new),
             bytes_stored: read(&self.added.bytes_stored),
+            bytes_saved_estimate: read(&self.added.bytes_saved_estimate),
             chunkers: vec![shared.repo.config.chunker],
             item_lines,
             rests_on: std::mem::take(&mut shared.rests_on.lock().expect("no code panics while it holds this lock")),

@@ -11,11 +11,13 @@ use serde_json::{Map, Value};
 use super::harness::{Done, Home, files_below, skipped};
 
 /// Sizes of what is stored depend on the repository's key, and on zstd; some count what vault itself adds, such as times.
-const STORED: [&str; 18] = [
+const STORED: [&str; 20] = [
     "bytes_alone",
     "bytes_alone_stored",
+    "bytes_bases",
     "bytes_copied",
     "bytes_freed",
+    "bytes_saved_estimate",
     "bytes_stored",
     "bytes_unique",
     "bytes_unused",

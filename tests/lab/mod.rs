@@ -11,12 +11,13 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Map;
 use vault::backend::{Backend, BackendError, Memory, ObjectInfo, Properties, PutReceipt};
+use vault::format::config::Config;
 use vault::format::records::{Lease, encode_record};
-use vault::id::{HostId, ObjectId};
+use vault::id::{HostId, ObjectId, RepoId};
 use vault::ops::check::{CheckOptions, CheckReport, Garbage, ReadData, Status, check};
 use vault::ops::prune::{PruneOptions, PruneReport, prune};
 use vault::ops::retention::KeepRules;
-use vault::ops::snapshot::{SnapshotError, SnapshotOptions, snapshot};
+use vault::ops::snapshot::{SnapshotError, SnapshotOptions, Taken, snapshot};
 use vault::pipeline::PipelineError;
 use vault::pipeline::read::Reader;
 use vault::pipeline::snapshot::WriteOptions;
@@ -45,6 +46,16 @@ impl Lab {
         let lab = Self::with_store(Memory::new());
         Repository::init(Arc::new(lab.store.clone()), &secret(), "test", Timestamp::now(), &lab.places("init"))
             .unwrap();
+        lab
+    }
+
+    /// The same with other settings.
+    pub fn with_config(change: impl FnOnce(&mut Config)) -> Self {
+        let lab = Self::with_store(Memory::new());
+        let mut config = Config::new(RepoId([3; 16]), Timestamp::now());
+        change(&mut config);
+        let store = Arc::new(lab.store.clone());
+        Repository::init_with(store, &secret(), "test", config, &lab.places("init")).unwrap();
         lab
     }
 
@@ -167,6 +178,16 @@ pub fn try_backup_with(
     time: Timestamp,
     take: impl FnOnce(&dyn ItemSink) -> io::Result<()>,
 ) -> Result<Snapshot, SnapshotError<io::Error>> {
+    try_take(repo, name, time, take).map(|taken| taken.snapshot)
+}
+
+/// The same with what is known only while it runs.
+pub fn try_take(
+    repo: &Arc<Repository>,
+    name: &str,
+    time: Timestamp,
+    take: impl FnOnce(&dyn ItemSink) -> io::Result<()>,
+) -> Result<Taken, SnapshotError<io::Error>> {
     let options = SnapshotOptions {
         source: "stdin".to_owned(),
         name: name.to_owned(),

@@ -81,7 +81,7 @@ impl World {
         let taken = vault::ops::snapshot::snapshot(&self.repo, options, &progress, |sink, parent| {
             snapshot(&source, parent, sink, &progress)
         });
-        let items = SnapshotItems::new(self.repo.clone(), taken.unwrap().manifest, 1, progress);
+        let items = SnapshotItems::new(self.repo.clone(), taken.unwrap().snapshot.manifest, 1, progress);
         let (mut order, mut ids) = (Vec::new(), Vec::new());
         items
             .each_item(&mut |item| {

@@ -65,7 +65,8 @@ fn every_byte_is_counted_once() {
     let done = vault::ops::snapshot::snapshot(&repo, options, &progress, |sink, parent| {
         snapshot(&source, parent, sink, &progress)
     })
-    .unwrap();
+    .unwrap()
+    .snapshot;
     assert_eq!(progress.view().bytes, done.manifest.bytes, "those of the snapshot");
 
     let progress = Progress::default();

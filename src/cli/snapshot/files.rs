@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::What;
 use crate::backend::location::Location;
 use crate::cli::context::Context;
-use crate::repo::snapshots::Snapshot;
+use crate::ops::snapshot::Taken;
 use crate::source::files::{FilesOptions, snapshot};
 
 /// Folders and files, with modes, owners, times, links and extended attributes
@@ -43,7 +43,7 @@ pub struct Args {
     jobs: Option<NonZeroUsize>,
 }
 
-pub fn run(context: &Context, args: &super::Args, files: &Args) -> anyhow::Result<Snapshot> {
+pub fn run(context: &Context, args: &super::Args, files: &Args) -> anyhow::Result<Taken> {
     let mut never = vec![context.places.cache.clone()];
     if let Location::Folder(path) = context.location()? {
         never.push(path);

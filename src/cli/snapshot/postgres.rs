@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::What;
 use crate::cli::context::Context;
 use crate::cli::settings::env;
-use crate::repo::snapshots::Snapshot;
+use crate::ops::snapshot::Taken;
 use crate::source::postgres::{Dsn, SORTED_BYTES_MAX, Settings, SnapshotOptions, ToolSearch, snapshot};
 
 /// PostgreSQL databases: schema, rows, sequences, large objects, roles
@@ -48,7 +48,7 @@ pub struct Args {
     jobs: usize,
 }
 
-pub fn run(context: &Context, args: &super::Args, postgres: &Args) -> anyhow::Result<Snapshot> {
+pub fn run(context: &Context, args: &super::Args, postgres: &Args) -> anyhow::Result<Taken> {
     let connection = Settings::resolve(postgres.from.as_deref().map(Dsn::Argument), env)?;
     // Before it is asked for the repository's password, so that a wrong word is told at once.
     let databases = (!postgres.database.is_empty()).then(|| postgres.database.clone());

@@ -7,7 +7,7 @@ use serde_json::Map;
 use super::What;
 use crate::cli::context::Context;
 use crate::cli::exit::usage;
-use crate::repo::snapshots::Snapshot;
+use crate::ops::snapshot::Taken;
 use crate::source::stdin;
 
 /// One stream: standard input, or the output of a command that vault runs
@@ -32,7 +32,7 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
-pub fn run(context: &Context, args: &super::Args, stdin: &Args) -> anyhow::Result<Snapshot> {
+pub fn run(context: &Context, args: &super::Args, stdin: &Args) -> anyhow::Result<Taken> {
     if stdin.name.is_empty() {
         return Err(usage("--name must not be empty"));
     }

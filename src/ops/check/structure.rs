@@ -300,7 +300,7 @@ pub(super) fn dead(
     garbage: &mut Garbage,
 ) -> Result<(), RepoError> {
     // Copies beside the first are dead too, but which one is, prune decides: here all of them live.
-    let live = with_bases(holdings, reached)?;
+    let live = holdings.with_bases(reached)?;
     let mut reached = vec![0u64; holdings.blobs.len()];
     let mut raw = vec![0u64; holdings.blobs.len()];
     for (position, chunk) in holdings.chunks.iter().enumerate() {
@@ -319,23 +319,14 @@ pub(super) fn dead(
             garbage.packs_dead += 1;
             garbage.dead_bytes += u64::from(pack.bytes);
         } else {
-            let dead =
-                |blob: usize| u64::from(holdings.blobs[blob].stored) * (raw[blob] - reached[blob]) / raw[blob].max(1);
+            let dead = |blob: usize| {
+                let held = &holdings.blobs[blob];
+                // Of a blob that rests on others prune keeps all or nothing.
+                let live = if held.depth > 0 && reached[blob] > 0 { raw[blob] } else { reached[blob] };
+                u64::from(held.stored) * (raw[blob] - live) / raw[blob].max(1)
+            };
             garbage.dead_bytes += blobs.map(dead).sum::<u64>();
         }
     }
     Ok(())
-}
-
-/// What backups reach, and with it what that rests on.
-fn with_bases(holdings: &Holdings, mut reached: Bits) -> Result<Bits, RepoError> {
-    let mut done = Bits::new(holdings.blobs.len());
-    loop {
-        let in_use = holdings.blobs_with(&reached)?;
-        // What is missing has its own finding.
-        if !holdings.reach_bases(&in_use, &done, &mut reached, || Ok(()))? {
-            return Ok(reached);
-        }
-        done = in_use;
-    }
 }

@@ -212,6 +212,18 @@ impl Holdings {
         look_up(&mut wanted)?;
         Ok(more)
     }
+
+    /// Adds to what is reached all that it rests on. Bases without a copy are passed over.
+    pub fn with_bases(&self, mut reached: Bits) -> Result<Bits, RepoError> {
+        let mut done = Bits::new(self.blobs.len());
+        loop {
+            let in_use = self.blobs_with(&reached)?;
+            if !self.reach_bases(&in_use, &done, &mut reached, || Ok(()))? {
+                return Ok(reached);
+            }
+            done = in_use;
+        }
+    }
 }
 
 /// The row of a chunk, with what the asker wants beside it.
