@@ -1,16 +1,21 @@
 //! Made-up histories: snapshots, forgets and prunes of several hosts on one store, some of which die at a call of the store
 //! or have another operation run to its end between two of their calls. Whatever happened, every backup that was
-//! acknowledged and not dropped comes back byte for byte, and the check is clean.
+//! acknowledged and not dropped comes back byte for byte, and the check is clean. On copies of the store something is harmed:
+//! what it hits is named, and nothing comes back wrong.
+//!
+//! The same places change again and again, so that blobs rest on blobs, as deep as the repository of a history lets them: the
+//! whole run counts that they did.
 //!
 //! A failure names its seed: `VAULT_HISTORY_SEED=N cargo test --test history` runs that one again, and
 //! `VAULT_HISTORY_SEED=N-M` those from N up to M.
 
 mod lab;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
@@ -18,17 +23,23 @@ use lab::*;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 use vault::backend::{Backend, BackendError, Memory, ObjectInfo, Properties, PutReceipt};
+use vault::format::manifest::ChunkerParams;
 use vault::id::ObjectId;
 use vault::ops::check::{ReadData, Status, check};
 use vault::ops::forget::{ForgetOptions, forget};
 use vault::ops::prune::{PruneError, PruneOptions, prune};
+use vault::ops::stats::stats;
 use vault::progress::Progress;
 use vault::repo::{RepoError, Repository};
 
 /// Histories that are run, by the seeds from 0 up.
-const SEEDS: u64 = 64;
+const SEEDS: u64 = 300;
+/// Histories that are run side by side: they wait for each other's leases, not only for the processor.
+const THREADS: usize = 4;
 const KB: usize = 1 << 10;
 const SOURCES: [&str; 3] = ["one", "two", "three"];
+/// What changes, changes at one of so many places.
+const PLACES: usize = 4;
 
 /// What the next backup of a source holds.
 #[derive(Debug, Clone)]
@@ -49,11 +60,35 @@ enum Change {
 
 #[derive(Debug, Clone)]
 enum Action {
-    Snapshot { source: usize, change: Change },
-    Forget { nth: usize },
-    Prune { last: u32, grace: bool, repack: bool, max_unused: Option<f64> },
+    Snapshot {
+        source: usize,
+        change: Change,
+    },
+    /// So many backups, one after the other, of one place that changes.
+    Days {
+        source: usize,
+        edit: u16,
+        days: u16,
+    },
+    Forget {
+        nth: usize,
+    },
+    Prune {
+        last: u32,
+        grace: bool,
+        repack: bool,
+        max_unused: Option<f64>,
+    },
     Check,
-    Restore { nth: usize },
+    Restore {
+        nth: usize,
+    },
+    /// On a copy of the store: a pack is gone, or a bit of it another.
+    Damage {
+        nth: usize,
+        bit: Option<u32>,
+        source: usize,
+    },
 }
 
 /// What happens to an action at its n-th call of the store.
@@ -73,6 +108,16 @@ enum Fate {
     },
 }
 
+/// What happens, and in which repository.
+#[derive(Debug, Clone)]
+struct History {
+    /// Longest chains of blobs.
+    depth: u8,
+    /// Chunks of an eighth of the standard size.
+    small_chunks: bool,
+    steps: Vec<Step>,
+}
+
 #[derive(Debug, Clone)]
 struct Step {
     action: Action,
@@ -82,7 +127,7 @@ struct Step {
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         2 => Just(Change::Nothing),
-        4 => any::<u16>().prop_map(Change::Edit),
+        8 => any::<u16>().prop_map(Change::Edit),
         2 => any::<u16>().prop_map(Change::Insert),
         2 => any::<u16>().prop_map(Change::Fresh),
         1 => (0..SOURCES.len()).prop_map(Change::CopyOf),
@@ -91,14 +136,21 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
+fn source() -> impl Strategy<Value = usize> {
+    prop_oneof![5 => Just(0), 2 => Just(1), 1 => Just(2)]
+}
+
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        6 => (0..SOURCES.len(), change()).prop_map(|(source, change)| Action::Snapshot { source, change }),
+        8 => (source(), change()).prop_map(|(source, change)| Action::Snapshot { source, change }),
+        4 => (source(), any::<u16>(), 2..8u16).prop_map(|(source, edit, days)| Action::Days { source, edit, days }),
         2 => (0..8usize).prop_map(|nth| Action::Forget { nth }),
         5 => (1..4u32, prop::bool::weighted(0.4), prop::bool::weighted(0.8), prop_oneof![Just(None), Just(Some(0.5))])
             .prop_map(|(last, grace, repack, max_unused)| Action::Prune { last, grace, repack, max_unused }),
         1 => Just(Action::Check),
         2 => (0..8usize).prop_map(|nth| Action::Restore { nth }),
+        2 => (any::<usize>(), prop::option::weighted(0.7, any::<u32>()), source())
+            .prop_map(|(nth, bit, source)| Action::Damage { nth, bit, source }),
     ]
 }
 
@@ -112,8 +164,28 @@ fn fate() -> impl Strategy<Value = Fate> {
     ]
 }
 
-fn history() -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec((action(), fate()).prop_map(|(action, fate)| Step { action, fate }), 4..14)
+fn history() -> impl Strategy<Value = History> {
+    let steps = prop::collection::vec((action(), fate()).prop_map(|(action, fate)| Step { action, fate }), 4..16);
+    let depth = prop_oneof![1 => 1..4u8, 2 => Just(8)];
+    (depth, prop::bool::weighted(0.7), steps).prop_map(|(depth, small_chunks, steps)| History {
+        depth,
+        small_chunks,
+        steps,
+    })
+}
+
+/// What the histories of a run have met, so that it is known what they show.
+#[derive(Debug, Default)]
+struct Met {
+    /// Histories with chains of more than two steps, and with chains that were as deep as they could be.
+    deep: AtomicU64,
+    deepest: AtomicU64,
+    /// With a chunk that several blobs rest on.
+    shared_base: AtomicU64,
+    /// With a chunk that no backup holds any more and that others rest on.
+    only_base: AtomicU64,
+    /// Stores that were harmed so that some backup did not come back.
+    harmed: AtomicU64,
 }
 
 /// What comes between two calls of the store.
@@ -211,15 +283,34 @@ struct World {
     lab: Lab,
     began: Timestamp,
     model: Mutex<Model>,
+    depth: u8,
+    met: Mutex<MetHere>,
+}
+
+/// [`Met`], of one history.
+#[derive(Default)]
+struct MetHere {
+    depth: u8,
+    shared_base: bool,
+    only_base: bool,
+    harmed: u64,
 }
 
 impl World {
-    fn new() -> Arc<Self> {
+    fn new(history: &History) -> Arc<Self> {
         let mut model = Model::default();
         for (source, now) in model.now.iter_mut().enumerate() {
             *now = items(&[("a", noise(source as u64, 200 * KB)), ("b", noise(50 + source as u64, 90 * KB))]);
         }
-        Arc::new(Self { lab: Lab::new(), began: Timestamp::now(), model: Mutex::new(model) })
+        let lab = Lab::with_config(|config| {
+            config.delta.depth = history.depth;
+            if history.small_chunks {
+                let ChunkerParams { chunker, min, avg, max } = config.chunker;
+                config.chunker = ChunkerParams { chunker, min: min / 8, avg: avg / 8, max: max / 8 };
+            }
+        });
+        let (began, model) = (Timestamp::now(), Mutex::new(model));
+        Arc::new(Self { lab, began, model, depth: history.depth, met: Mutex::default() })
     }
 
     /// The next data of a source, and a time of its own.
@@ -230,7 +321,7 @@ impl World {
             Change::Nothing => {}
             Change::Edit(n) => {
                 let bytes = model.now[source].get_mut("a").expect("every source has it");
-                let at = usize::from(n) * 7 % (bytes.len() - 64);
+                let at = bytes.len() / PLACES * (usize::from(n) % PLACES) + usize::from(n) / PLACES % 1000;
                 bytes[at..at + 64].copy_from_slice(&noise(seed(n), 64));
             }
             Change::Insert(n) => {
@@ -277,6 +368,8 @@ impl World {
 
     /// What `--keep-last` lets go.
     fn let_go(&self, last: u32) {
+        // Among what it saw is what a snapshot has just committed that has not said so yet.
+        self.lab.open_cold("reader").snapshots().unwrap().iter().for_each(|s| self.learn(s.id, s.manifest.time));
         let mut model = self.model.lock().unwrap();
         for source in 0..SOURCES.len() {
             let mut of_source: Vec<_> = model.known.iter_mut().filter(|known| known.source == source).collect();
@@ -304,6 +397,12 @@ impl World {
                 match try_backup(repo, SOURCES[*source], &items, time) {
                     Ok(made) => self.learn(made.id, time),
                     Err(error) => return said(&error),
+                }
+            }
+            Action::Days { source, edit, days } => {
+                for day in 0..*days {
+                    let change = Change::Edit(edit.wrapping_add(day * PLACES as u16));
+                    self.act(repo, &Action::Snapshot { source: *source, change }, dead)?;
                 }
             }
             Action::Forget { nth } => {
@@ -345,6 +444,7 @@ impl World {
                 }
                 Err(error) => return said(&error),
             },
+            Action::Damage { nth, bit, source } => self.harm(*nth, *bit, *source),
             Action::Restore { nth } => {
                 let Some(wanted) = self.nth(*nth) else { return Ok(()) };
                 match restore(repo, &wanted.id) {
@@ -383,6 +483,69 @@ impl World {
         }
     }
 
+    /// Harms a pack in a copy of the store: check names every backup that does not come back, and none comes back wrong, nor
+    /// one that is taken on top of it.
+    fn harm(&self, nth: usize, bit: Option<u32>, source: usize) {
+        let (copy, known, changed) = {
+            let model = self.model.lock().unwrap();
+            let mut changed = model.now[source].clone();
+            let bytes = changed.get_mut("a").expect("every source has it");
+            bytes[..64].copy_from_slice(&noise(nth as u64, 64));
+            (Lab::with_store(self.lab.store.fork()), model.known.clone(), changed)
+        };
+        let packs = copy.names("packs/");
+        let Some(pack) = packs.get(nth % packs.len().max(1)) else { return };
+        match bit {
+            Some(bit) => {
+                let mut bytes = copy.store.get(pack, None).unwrap().to_vec();
+                let at = bit as usize % (8 * bytes.len());
+                bytes[at / 8] ^= 1 << (at % 8);
+                copy.store.overwrite(pack, bytes);
+            }
+            None => assert!(copy.store.delete(pack).unwrap()),
+        }
+        let repo = copy.open("reader");
+        let visible: HashSet<_> = repo.snapshots().unwrap().into_iter().map(|snapshot| snapshot.id).collect();
+        let report = check_all(&repo);
+        let named: HashSet<_> = report.findings.iter().flat_map(|finding| finding.backups.iter().copied()).collect();
+        let mut hit = 0;
+        for known in known.iter().filter(|known| visible.contains(&known.id)) {
+            match restore(&repo, &known.id) {
+                Ok(items) => assert!(items == *known.items, "{pack} harmed: {} comes back wrong", known.id),
+                Err(error) => {
+                    hit += 1;
+                    assert!(named.contains(&known.id), "{pack} harmed: {} is not named: {error}", known.id);
+                }
+            }
+        }
+        assert!(hit == 0 || report.status == Status::Damaged);
+        // What a backup on top of it can rest on is the store's word; what comes back is not.
+        if let Ok(made) = try_backup(&repo, SOURCES[source], &changed, Timestamp::now())
+            && let Ok(items) = restore(&repo, &made.id)
+        {
+            assert!(items == changed, "{pack} harmed: a backup on top of it comes back wrong");
+        }
+        self.met.lock().unwrap().harmed += u64::from(hit > 0);
+    }
+
+    /// Notes what blobs rest on.
+    fn look(&self, repo: &Repository) {
+        let (mut depth, mut rest_on) = (0, HashMap::<_, u32>::new());
+        repo.index
+            .each_pack(&mut |_, _, blobs| {
+                for blob in blobs {
+                    depth = depth.max(blob.contents.depth);
+                    blob.contents.bases.iter().for_each(|base| *rest_on.entry(base.id).or_default() += 1);
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert!(depth <= self.depth, "a chain of {depth}");
+        let mut met = self.met.lock().unwrap();
+        met.depth = met.depth.max(depth);
+        met.shared_base |= rest_on.values().any(|&blobs| blobs > 1);
+    }
+
     fn open(&self, host: &str, store: Arc<dyn Backend>) -> Result<Arc<Repository>, RepoError> {
         let repo = Repository::open(store, &secret(), &self.lab.places(host))?;
         repo.load_index(&Progress::default())?;
@@ -414,12 +577,13 @@ impl World {
         drop(model);
         let report = check_all(&repo);
         assert_eq!(report.status, Status::Clean, "{after}: {:#?}", report.findings);
+        self.look(&repo);
     }
 }
 
-fn run(steps: &[Step]) {
-    let world = World::new();
-    for (number, step) in steps.iter().enumerate() {
+fn run(history: &History, met: &Met) {
+    let world = World::new(history);
+    for (number, step) in history.steps.iter().enumerate() {
         let (host, other) = if number % 3 == 2 { ("b", "a") } else { ("a", "b") };
         let store = match &step.fate {
             Fate::Plain => Eventful::new(&world.lab.store, 0, None),
@@ -451,20 +615,32 @@ fn run(steps: &[Step]) {
     prune(&world.lab.open("a"), &options, &Progress::default()).expect("the last prune");
     world.verify("after the last prune");
     assert_no_garbage(&world.lab);
+    let report = stats(&world.lab.open("reader"), &Progress::default()).unwrap();
+    let mut here = world.met.lock().unwrap();
+    here.only_base |= report.bytes_bases > 0;
+    for (counter, by) in [
+        (&met.deep, u64::from(here.depth > 2)),
+        (&met.deepest, u64::from(here.depth == history.depth)),
+        (&met.shared_base, u64::from(here.shared_base)),
+        (&met.only_base, u64::from(here.only_base)),
+        (&met.harmed, here.harmed),
+    ] {
+        counter.fetch_add(by, SeqCst);
+    }
 }
 
 /// Runs the history of a seed; the error is the shortest history found that fails.
-fn run_seed(seed: u64) -> Result<(), String> {
+fn run_seed(seed: u64, met: &Met) -> Result<(), String> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config { cases: 1, failure_persistence: None, max_shrink_iters: 60, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let outcome = runner.run(&history(), |steps| {
-        run(&steps);
+    let outcome = runner.run(&history(), |history| {
+        run(&history, met);
         Ok(())
     });
     outcome.map_err(|error| match error {
-        TestError::Fail(reason, steps) => format!("{reason}\n{steps:#?}"),
+        TestError::Fail(reason, history) => format!("{reason}\n{history:#?}"),
         TestError::Abort(reason) => reason.to_string(),
     })
 }
@@ -476,9 +652,41 @@ fn whatever_happened_every_backup_that_was_not_dropped_comes_back() {
         let (first, last) = text.split_once('-').unwrap_or((&text, &text));
         number(first)..number(last) + 1
     });
-    for seed in seeds {
-        if let Err(failure) = run_seed(seed) {
-            panic!("VAULT_HISTORY_SEED={seed} does it again: {failure}");
+    let all = seeds == (0..SEEDS);
+    let (met, next, failure) = (Met::default(), AtomicU64::new(seeds.start), Mutex::new(None));
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                while failure.lock().unwrap().is_none() {
+                    let seed = next.fetch_add(1, SeqCst);
+                    if seed >= seeds.end {
+                        break;
+                    }
+                    if let Err(error) = run_seed(seed, &met) {
+                        failure.lock().unwrap().get_or_insert((seed, error));
+                    }
+                }
+            });
+        }
+    });
+    if let Some((seed, failure)) = failure.into_inner().unwrap() {
+        panic!("VAULT_HISTORY_SEED={seed} does it again: {failure}");
+    }
+    println!("{met:?}");
+    if all {
+        // Half of what a run of them meets: cut points are other ones each time.
+        for (what, counter, least) in [
+            ("chains of more than two", &met.deep, 75),
+            ("chains as deep as they may be", &met.deepest, 50),
+            ("a base of several blobs", &met.shared_base, 60),
+            ("a chunk kept only as a base", &met.only_base, 70),
+            ("harm that hits backups", &met.harmed, 100),
+        ] {
+            let times = counter.load(SeqCst);
+            assert!(
+                times >= least,
+                "{what} in {times} of {SEEDS} histories, not {least}: they show less than they should"
+            );
         }
     }
 }
