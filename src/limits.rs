@@ -6,7 +6,7 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | streams being cut: `W x` ([`STREAM_BUFFER_BYTES`]) and one blob each ([`BLOB_BYTES_MAX`] and a chunk) | 3.3 MiB x W |
+//! | streams being cut: `W x` ([`CUT_BUFFER_BYTES`]) and one blob each ([`BLOB_BYTES_MAX`] and a chunk) | 6.3 MiB x W |
 //! | blobs waiting for a sealer, buffers to be used again: 2 [`SEAL_QUEUE_BLOBS`] + S | 2.3 MiB x (8 + S) |
 //! | each sealer: its blob, the sealed bytes, the copy inflated again, the zstd contexts | 10 MiB x S |
 //! | packs being filled or put: 1 + [`PUT_QUEUE_PACKS`] + uploaders, each [`PACK_BYTES_TARGET`] + one blob | 18 MiB x 2 |
@@ -122,8 +122,10 @@ pub const ARGON2_M_KIB_RANGE: std::ops::RangeInclusive<u32> = (19 << 10)..=(4 <<
 pub const ARGON2_T_RANGE: std::ops::RangeInclusive<u32> = 1..=16;
 pub const ARGON2_P_RANGE: std::ops::RangeInclusive<u32> = 1..=16;
 
-/// Bytes read from a source before they are cut.
+/// Bytes read from a source at a time.
 pub const STREAM_BUFFER_BYTES: usize = 1 << 20;
+/// Bytes of a stream that are cut together, as two halves side by side: of about 200 KiB the ends are looked for twice.
+pub const CUT_BUFFER_BYTES: usize = 4 << 20;
 /// Blobs waiting to be sealed.
 pub const SEAL_QUEUE_BLOBS: usize = 4;
 /// Full packs waiting to be put, beside the one that is being put: the one being filled waits its turn.

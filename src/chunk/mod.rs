@@ -3,10 +3,14 @@
 //! Parameters, table and algorithm: format-spec/chunking.md. Cut points are part of the format: the crate that finds them
 //! is pinned, and golden cuts are compared in the tests.
 
+mod halves;
+
 use fastcdc::v2020::{Normalization, cut_gear, select_masks};
 
 use crate::format::manifest::ChunkerParams;
 use crate::limits::CHUNK_BYTES_MAX;
+
+pub use halves::{Cut, cut_halves};
 
 /// A geometry and a gear table.
 #[derive(Clone)]

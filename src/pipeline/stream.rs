@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::chunk::Chunker;
+use crate::chunk::{Chunker, cut_halves};
 use crate::format::manifest::{ChunkEntry, StreamRef, encode_entries};
 use crate::format::pack::{BlobContents, BlobKind};
-use crate::id::ObjectId;
+use crate::id::{ChunkId, ObjectId};
 use crate::limits::{
-    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, DELTA_BLOB_BYTES_MIN, LIST_INLINE_ENTRIES,
-    STANDING_BLOBS, STREAM_BUFFER_BYTES,
+    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, CUT_BUFFER_BYTES, DELTA_BLOB_BYTES_MIN,
+    LIST_INLINE_ENTRIES, STANDING_BLOBS,
 };
 use crate::pipeline::PipelineError;
 use crate::pipeline::delta::Earlier;
@@ -25,8 +25,8 @@ use crate::seal::blob::name_of;
 
 /// Below this a blob's rest at the end of a stream waits for the next stream, so that small items share blobs.
 const TAIL_BYTES_MIN: usize = 1 << 20;
-/// Less than this is hashed and cut one after the other: a second thread would cost more than it saves.
-const SIDE_BY_SIDE_BYTES_MIN: usize = 128 << 10;
+/// Less than this is hashed and cut by one thread: a second would cost more than it saves.
+const SIDE_BY_SIDE_BYTES_MIN: usize = 1 << 20;
 
 /// What all streams of a snapshot share.
 pub struct Shared {
@@ -156,30 +156,29 @@ impl StreamWriter {
     /// Takes bytes in. Errors if storing failed or the run was cancelled.
     pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), PipelineError> {
         while !bytes.is_empty() {
-            let room = STREAM_BUFFER_BYTES - self.buffer.len();
+            let room = CUT_BUFFER_BYTES - self.buffer.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             self.buffer.extend_from_slice(now);
             bytes = later;
-            if self.buffer.len() == STREAM_BUFFER_BYTES {
+            if self.buffer.len() == CUT_BUFFER_BYTES {
                 self.work(false)?;
             }
         }
         Ok(())
     }
 
-    /// Hashes what is new in the buffer and cuts it, side by side.
+    /// Hashes what is new in the buffer, and cuts it.
     fn work(&mut self, at_end: bool) -> Result<(), PipelineError> {
-        let (hash, cutter, buffer) = (&mut self.hash, &mut self.cutter, &self.buffer[..]);
-        let done = if cutter.kind == BlobKind::Data && buffer.len() - self.hashed > SIDE_BY_SIDE_BYTES_MIN {
-            let new = &buffer[self.hashed..];
-            rayon::join(|| hash.update(new), || cutter.cut(buffer, at_end)).1?
-        } else {
-            // Nobody compares the hash of item lines and chunk lists: each of their chunks is named by its own.
-            if cutter.kind == BlobKind::Data {
-                hash.update(&buffer[self.hashed..]);
-            }
-            cutter.cut(buffer, at_end)?
-        };
+        let new = &self.buffer[self.hashed..];
+        // Nobody compares the hash of item lines and chunk lists: each of their chunks is named by its own.
+        if self.cutter.kind == BlobKind::Data {
+            if new.len() > SIDE_BY_SIDE_BYTES_MIN {
+                self.hash.update_rayon(new)
+            } else {
+                self.hash.update(new)
+            };
+        }
+        let done = self.cutter.cut(&self.buffer, at_end)?;
         self.buffer.copy_within(done.., 0);
         self.buffer.truncate(self.buffer.len() - done);
         self.hashed = self.buffer.len();
@@ -200,10 +199,20 @@ impl Cutter {
         if self.shared.progress.is_cancelled() {
             return Err(crate::progress::Cancelled.into());
         }
+        let (shared, kind) = (self.shared.clone(), self.kind);
+        let name = |plaintext: &[u8]| name_of(&shared.repo.keys, kind, plaintext);
         let mut at = 0;
-        while let Some(length) = self.shared.chunker.cut(&buffer[at..], at_end) {
-            self.chunk(&buffer[at..at + length])?;
-            at += length;
+        if buffer.len() > SIDE_BY_SIDE_BYTES_MIN {
+            for (end, id) in cut_halves(&shared.chunker, buffer, at_end, name) {
+                self.chunk(id, &buffer[at..end])?;
+                at = end;
+            }
+        } else {
+            while let Some(length) = shared.chunker.cut(&buffer[at..], at_end) {
+                let plaintext = &buffer[at..at + length];
+                self.chunk(name(plaintext), plaintext)?;
+                at += length;
+            }
         }
         if self.kind == BlobKind::Data {
             self.shared.progress.add_bytes(at as u64);
@@ -211,8 +220,7 @@ impl Cutter {
         Ok(at)
     }
 
-    fn chunk(&mut self, plaintext: &[u8]) -> Result<(), PipelineError> {
-        let id = name_of(&self.shared.repo.keys, self.kind, plaintext);
+    fn chunk(&mut self, id: ChunkId, plaintext: &[u8]) -> Result<(), PipelineError> {
         let bytes = u32::try_from(plaintext.len()).expect("chunks are bounded");
         let entry = ChunkEntry { id, bytes };
         self.list.push(entry)?;
