@@ -9,7 +9,7 @@
 //! | streams being cut: `W x` ([`CUT_BUFFER_BYTES`]) and one blob each ([`BLOB_BYTES_MAX`] and a chunk) | 6.3 MiB x W |
 //! | blobs waiting for a sealer, buffers to be used again: 2 [`SEAL_QUEUE_BLOBS`] + S | 2.3 MiB x (8 + S) |
 //! | each sealer: its blob, the sealed bytes, the copy inflated again, the zstd contexts | 10 MiB x S |
-//! | packs being filled or put: 1 + [`PUT_QUEUE_PACKS`] + uploaders, each [`PACK_BYTES_TARGET`] + one blob | 18 MiB x 2 |
+//! | packs being filled or put: 1 + [`PUT_QUEUE_PACKS`] + uploaders, each [`PACK_BYTES_TARGET`] + one blob | 18 MiB x 2, of a far store (S3) x 3 |
 //! | chunks not yet in an index object: [`INDEX_CHUNKS_MAX`] entries | 10 MiB |
 //! | SQLite page cache | 8 MiB |
 //! | blobs of the local index last read: [`INDEX_CHUNKS_KEPT`] chunks | 2 MiB |
@@ -22,8 +22,8 @@
 //!
 //! Whoever reads holds [`OPENED_BYTES`] of opened blobs for each opener, a window of four blobs that is being opened, two that
 //! wait, and for each step of a chain of blobs the bases of one, up to [`BASE_BYTES_MAX`]: 130 MB for a restore at the end of
-//! chains of eight, 76 MB without chains. A check holds a pack a thread beside that. A backup that compresses against an older
-//! one reads with one opener: 140 MB in all.
+//! chains of eight, 76 MB without chains. Of a far store (S3) come [`FETCHED_BYTES`] as stored, what is on its way included. A
+//! check holds a pack a thread beside that. A backup that compresses against an older one reads with one opener: 140 MB in all.
 //!
 //! `prune`, `check`, `stats` and `diff` hold, beside what a restore does, the tables of all chunks: 16 bytes for each of at
 //! most [`HELD_ROWS_IN_MEMORY`] chunks and as many bases (beyond that in a temporary file), and for [`LOOKED_UP_TOGETHER`]
@@ -130,9 +130,33 @@ pub const CUT_BUFFER_BYTES: usize = 4 << 20;
 pub const SEAL_QUEUE_BLOBS: usize = 4;
 /// Full packs waiting to be put, beside the one that is being put: the one being filled waits its turn.
 pub const PUT_QUEUE_PACKS: usize = 0;
+/// Packs that are put side by side into a far store; into a folder one at a time.
+pub const UPLOADERS_FAR: usize = 2;
 /// Blobs of which a backup remembers that they have all their bases.
 pub const STANDING_BLOBS: usize = 64 << 10;
 /// Bytes of opened blobs that a reader keeps for each of its openers. Where a place changed every day, what is there now lies
 /// in blobs of many days, which rest on each other: after 31 days a restore opens 8 times as many bytes as the blobs have
 /// with 16 MB in all, twice as many with 32 MB, 1.3 times with 48 MB (docs/decisions/delta.md).
 pub const OPENED_BYTES: usize = 16 << 20;
+
+/// Blobs of one pack that lie this close together are fetched in one request.
+pub const FETCH_GAP_BYTES: u32 = 128 << 10;
+/// A pack of a far store that is read in order is read ahead of in pieces that grow from this to that.
+pub const PIECE_BYTES_MIN: u32 = 256 << 10;
+pub const PIECE_BYTES_MAX: u32 = 1 << 20;
+/// Bytes of packs, as stored, that a reader keeps of a far store beside what is on its way.
+pub const FETCHED_BYTES: usize = 12 << 20;
+/// Whoever reads a stream of a far store plans so many stored bytes ahead, and windows of four blobs; twice this is fetched or
+/// on its way, beside the windows that wait for an opener: less than [`FETCHED_BYTES`].
+pub const PLANNED_BYTES: usize = 3 << 20;
+pub const PLANNED_WINDOWS: usize = 64;
+/// Packs of which is remembered how far they were read.
+pub const RUNS_KEPT: usize = 64;
+
+/// Bytes that one run leaves of its packs in the page cache, of a repository in a folder.
+pub const PAGE_CACHE_BYTES: u64 = 256 << 20;
+/// Bytes of packs that a host keeps of what it has put into a far store, most of them, and how many of them it has open. That
+/// is on disk, in the cache folder. A day of `shop` adds 4 MB to 97.
+pub const WRITTEN_PACKS_BYTES: u64 = 256 << 20;
+pub const WRITTEN_PACKS_COUNT: usize = 1024;
+pub const WRITTEN_PACKS_OPEN: usize = 64;

@@ -103,6 +103,13 @@ pub struct Properties {
     pub parallel_requests: usize,
 }
 
+impl Properties {
+    /// Whether every request is a round trip, as of anything but a folder.
+    pub fn is_far(&self) -> bool {
+        self.kind != "local"
+    }
+}
+
 /// Why a store could not do what was asked. Each says what failed on which object.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -2,9 +2,11 @@
 //!
 //! Writing: each stream is cut, named and looked up on the thread that writes it ([`stream`]); blobs of new chunks go
 //! through a bounded channel to sealers, sealed blobs to one packer, full packs to one uploader ([`packer`]).
-//! Reading: one thread plans in order, openers fetch and open side by side, the caller writes in order ([`read`]).
+//! Reading: one thread plans in order, openers fetch and open side by side, the caller writes in order ([`read`]). What the plan
+//! needs of a far store is fetched beforehand ([`fetch`]).
 
 pub mod delta;
+pub mod fetch;
 pub mod packer;
 pub mod read;
 pub mod snapshot;

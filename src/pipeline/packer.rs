@@ -462,6 +462,9 @@ fn put_each_pack(
             Ok(FullPack { index, bytes }) => {
                 let bytes = Bytes::from(bytes);
                 shared.repo.backend.put(&pack_name(&index.pack), bytes.clone()).map_err(RepoError::from)?;
+                if let Some(written) = &shared.repo.written {
+                    written.put(&index.pack, &bytes);
+                }
                 if let Ok(buffer) = bytes.try_into_mut() {
                     let _ = returned.try_send(buffer.into());
                 }

@@ -5,13 +5,18 @@ use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use crate::backend::BackendError;
 use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry, Item, Manifest, StreamRef, decode_entries};
 use crate::format::pack::BlobKind;
 use crate::id::{ChunkId, ObjectId};
-use crate::limits::{BLOB_BYTES_MAX, DELTA_DEPTH_MAX, ITEM_LINE_BYTES_MAX, OPENED_BYTES, STREAM_DEPTH_MAX};
+use crate::limits::{
+    BLOB_BYTES_MAX, DELTA_DEPTH_MAX, FETCH_GAP_BYTES, ITEM_LINE_BYTES_MAX, OPENED_BYTES, PLANNED_BYTES,
+    PLANNED_WINDOWS, STREAM_DEPTH_MAX,
+};
+use crate::pipeline::fetch::{Extent, Fetcher};
+use crate::pipeline::stream::BlobPlace;
 use crate::pipeline::{PathHash, PipelineError, path_hash};
 use crate::progress::Progress;
 use crate::repo::index::{BlobRow, Location};
@@ -21,8 +26,6 @@ use crate::seal::blob::{Opener, compare_names};
 /// A window of a stream is opened as one piece of work: at most this many blobs, and about this many bytes.
 const WINDOW_BLOBS: usize = 4;
 const WINDOW_BYTES: usize = 4 << 20;
-/// Blobs of one pack that lie this close together are fetched in one request.
-const GAP_BYTES: u32 = 128 << 10;
 /// Buffers that wait to be filled again.
 const SPARE_BUFFERS: usize = 2 * WINDOW_BLOBS;
 /// Others would have to grow, or hold more than they are needed for.
@@ -33,6 +36,7 @@ pub struct Reader {
     repo: Arc<Repository>,
     openers: usize,
     progress: Progress,
+    fetcher: Fetcher,
     /// Blobs that may be asked for again, the ones used last at the end.
     opened: Mutex<VecDeque<OpenedBlob>>,
     /// Buffers to be filled again, the ones used last at the end: they are still in the processor's cache.
@@ -119,7 +123,15 @@ struct Job {
 impl Reader {
     /// `openers` is the number of threads that fetch and open for one stream.
     pub fn new(repo: Arc<Repository>, openers: usize, progress: Progress) -> Self {
-        Self { repo, openers: openers.max(1), progress, opened: Mutex::default(), spare: Mutex::default() }
+        let fetcher = Fetcher::new(repo.clone());
+        Self { repo, openers: openers.max(1), progress, fetcher, opened: Mutex::default(), spare: Mutex::default() }
+    }
+
+    /// Reads packs that this host wrote itself from its own disk, where they are still there. Not for who wants to know what
+    /// the store has.
+    pub fn with_written_packs(mut self) -> Self {
+        self.fetcher.use_written();
+        self
     }
 
     /// Calls `each` with every entry that a stream leads to, depth first: list chunks with their depth, then what they
@@ -180,7 +192,14 @@ impl Reader {
         std::thread::scope(|scope| {
             let (jobs, job_queue) = bounded::<Job>(self.openers);
             let (order, order_queue) = bounded::<Receiver<Result<Vec<Bytes>, PipelineError>>>(self.openers);
-            let planner = scope.spawn(move || self.plan(kind, stream, &jobs, &order));
+            let (ahead, pieces) = unbounded::<Extent>();
+            if self.fetcher.is_far() {
+                for _ in 0..self.repo.backend.properties().parallel_requests {
+                    let pieces = pieces.clone();
+                    scope.spawn(move || self.fetch_pieces(&pieces));
+                }
+            }
+            let planner = scope.spawn(move || self.plan(kind, stream, &jobs, &order, &ahead));
             for _ in 0..self.openers {
                 let job_queue = job_queue.clone();
                 scope.spawn(move || {
@@ -265,24 +284,41 @@ impl Reader {
         stream: &StreamRef,
         jobs: &Sender<Job>,
         order: &Sender<Receiver<Result<Vec<Bytes>, PipelineError>>>,
+        ahead: &Sender<Extent>,
     ) -> Result<(), PipelineError> {
         let mut planner = Planner::new(self, kind);
+        let mut planned = Planned { reader: self, ahead, next: Batch::default(), announced: Batch::default() };
         let send = |window: Vec<Part>| -> Result<(), PipelineError> {
             let (done, result) = bounded(1);
             // Either end hangs up only when the reader has given up; its error is the one that counts.
             let sent = order.send(result).is_ok() && jobs.send(Job { window, done }).is_ok();
             if sent { Ok(()) } else { Err(crate::progress::Cancelled.into()) }
         };
-        self.walk(stream, &mut |depth, entry| {
+        let walked = self.walk(stream, &mut |depth, entry| {
             if depth > 0 {
                 return Ok(());
             }
             match planner.add(entry)? {
-                Some(window) => send(window),
+                Some(window) => planned.add(window).into_iter().try_for_each(&send),
                 None => Ok(()),
             }
-        })?;
-        send(planner.rest())
+        });
+        // What comes before a piece that cannot be found is handed out all the same.
+        let last = if walked.is_ok() { planned.add(planner.rest()) } else { Vec::new() };
+        let sent = last.into_iter().chain(planned.announce()).chain(planned.announce()).try_for_each(send);
+        walked.and(sent)
+    }
+
+    /// Fetches what the plan announces, as long as somebody is waiting for it.
+    fn fetch_pieces(&self, pieces: &Receiver<Extent>) {
+        for piece in pieces {
+            if self.progress.is_cancelled() {
+                self.fetcher.give_up(&piece);
+            } else if let Err(error) = self.fetcher.fetch(&piece) {
+                // Whoever needs a blob of it asks again, and says what failed.
+                tracing::debug!("read-ahead: {error}");
+            }
+        }
     }
 
     fn locate(&self, entry: &ChunkEntry, kind: BlobKind) -> Result<Location, PipelineError> {
@@ -359,25 +395,22 @@ impl Reader {
                 continue;
             }
             let run = run_length(&blobs[at..]);
-            let (first, last) = (blobs[at].0.clone(), blobs[at + run - 1].0.clone());
-            let range = u64::from(first.offset)..u64::from(last.offset) + u64::from(last.stored);
-            let fetched = self.repo.backend.get(&pack_name(&first.pack), Some(range)).map_err(RepoError::from);
-            match fetched {
+            let rows: Vec<&BlobRow> = blobs[at..at + run].iter().map(|(blob, _)| &**blob).collect();
+            match self.fetcher.get_run(&rows).map_err(RepoError::from) {
                 Err(error @ RepoError::Backend(BackendError::Unreachable { .. } | BackendError::Denied { .. })) => {
                     return Err(error.into());
                 }
                 Err(error) => {
                     let detail = error.to_string();
-                    failures.push((first, error.into()));
+                    failures.push((blobs[at].0.clone(), error.into()));
                     for (blob, _) in &blobs[at + 1..at + run] {
                         let name = pack_name(&blob.pack);
                         failures.push((blob.clone(), RepoError::Damaged { name, detail: detail.clone() }.into()));
                     }
                 }
-                Ok(bytes) => {
-                    for (blob, plaintext) in &mut blobs[at..at + run] {
-                        let start = (blob.offset - first.offset) as usize;
-                        match self.open(opener, blob, &bytes[start..start + blob.stored as usize]) {
+                Ok(sealed) => {
+                    for ((blob, plaintext), sealed) in blobs[at..at + run].iter_mut().zip(sealed) {
+                        match self.open(opener, blob, &sealed) {
                             Ok(opened) => {
                                 if !used_up(blob, &window) {
                                     self.keep(blob, &opened, true);
@@ -432,8 +465,7 @@ impl Reader {
         if let Some(plaintext) = self.kept(blob, is_named) {
             return Ok(plaintext);
         }
-        let range = u64::from(blob.offset)..u64::from(blob.offset) + u64::from(blob.stored);
-        let sealed = self.repo.backend.get(&pack_name(&blob.pack), Some(range)).map_err(RepoError::from)?;
+        let sealed = self.fetcher.get(blob).map_err(RepoError::from)?;
         let mut plaintext = self.open_at(opener, blob, &sealed, depth, compare)?;
         if keep {
             // What is kept takes no more memory than it counts for.
@@ -543,6 +575,11 @@ impl Reader {
         let plaintext = kept.plaintext.clone();
         opened.push_back(kept);
         Some(plaintext)
+    }
+
+    fn is_opened(&self, blob: &BlobRow) -> bool {
+        let opened = self.opened.lock().expect("no code panics while it holds this lock");
+        opened.iter().any(|kept| kept.pack == blob.pack && kept.offset == blob.offset)
     }
 
     /// Calls `each` with every item of a manifest, in order. A path that comes twice is damage: the second would be
@@ -674,6 +711,68 @@ impl<'r> Planner<'r> {
     }
 }
 
+/// Windows whose blobs, and all that these rest on, are fetched before anybody opens them. Each is held back until those after it
+/// have been announced. Of a store that is near nothing is fetched beforehand.
+struct Planned<'r> {
+    reader: &'r Reader,
+    ahead: &'r Sender<Extent>,
+    next: Batch,
+    announced: Batch,
+}
+
+/// Windows that are announced together.
+#[derive(Default)]
+struct Batch {
+    windows: Vec<Vec<Part>>,
+    extents: Vec<Extent>,
+    blobs: HashSet<BlobPlace>,
+    bytes: usize,
+}
+
+impl Planned<'_> {
+    /// Adds a window; returns those that may be opened now.
+    fn add(&mut self, window: Vec<Part>) -> Vec<Vec<Part>> {
+        if !self.reader.fetcher.is_far() {
+            return vec![window];
+        }
+        for part in &window {
+            self.need(&part.blob);
+        }
+        self.next.windows.push(window);
+        let is_full = self.next.bytes >= PLANNED_BYTES || self.next.windows.len() >= PLANNED_WINDOWS;
+        if is_full { self.announce() } else { Vec::new() }
+    }
+
+    /// Announces what was added, and returns the windows that were announced before.
+    fn announce(&mut self) -> Vec<Vec<Part>> {
+        for piece in self.reader.fetcher.announce(std::mem::take(&mut self.next.extents)) {
+            if let Err(unsent) = self.ahead.send(piece) {
+                self.reader.fetcher.give_up(&unsent.0);
+            }
+        }
+        std::mem::replace(&mut self.announced, std::mem::take(&mut self.next)).windows
+    }
+
+    /// Adds a blob and what it rests on. Whoever opens it says what cannot be found.
+    fn need(&mut self, blob: &BlobRow) {
+        let place = (blob.pack, blob.offset);
+        if self.announced.blobs.contains(&place) || self.reader.is_opened(blob) || !self.next.blobs.insert(place) {
+            return;
+        }
+        self.next.extents.push(Extent::of(blob));
+        self.next.bytes += blob.stored as usize;
+        let mut last: Option<Part> = None;
+        for base in &blob.contents.bases {
+            if !last.as_mut().is_some_and(|part| part.extend(base)) {
+                last = self.reader.repo.index.find_base(base, blob.contents.depth, |_| true).map(Part::from);
+                if let Some(part) = &last {
+                    self.need(&part.blob);
+                }
+            }
+        }
+    }
+}
+
 /// Whether a window takes a blob whole: a stream rarely comes back to one of these.
 fn used_up(blob: &BlobRow, window: &[Part]) -> bool {
     let used: usize = window.iter().filter(|part| part.blob.is(blob)).map(|part| part.positions.len()).sum();
@@ -685,7 +784,7 @@ fn run_length(blobs: &[(Arc<BlobRow>, Option<Arc<Vec<u8>>>)]) -> usize {
     let next_to = |pair: &[(Arc<BlobRow>, Option<Arc<Vec<u8>>>)]| {
         let (before, after) = (&pair[0].0, &pair[1].0);
         let end = before.offset + before.stored;
-        pair[1].1.is_none() && before.pack == after.pack && after.offset >= end && after.offset - end <= GAP_BYTES
+        pair[1].1.is_none() && before.pack == after.pack && after.offset >= end && after.offset - end <= FETCH_GAP_BYTES
     };
     1 + blobs.windows(2).take_while(|pair| next_to(pair)).count()
 }

@@ -91,7 +91,7 @@ impl SnapshotWriter {
             .map_err(|error| RepoError::Refused { detail: error.to_string() })?;
         let (pending, added) = (Arc::<Pending>::default(), Arc::<Added>::default());
         let (marked, rests_on) = (Arc::new(marked), Arc::<Mutex<HashSet<ObjectId>>>::default());
-        let reader = Arc::new(Reader::new(repo.clone(), 1, Progress::default()));
+        let reader = Arc::new(Reader::new(repo.clone(), 1, Progress::default()).with_written_packs());
         let depth_max = if options.delta { repo.config.delta.depth.min(DELTA_DEPTH_MAX) } else { 0 };
         let parent = parent.filter(|_| depth_max > 0);
         let earlier = parent.map_or_else(HashMap::new, |parent| earlier_streams(&reader, parent));

@@ -7,6 +7,7 @@ pub mod keyring;
 pub mod lease;
 pub mod snapshots;
 pub mod state;
+pub mod written;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -95,8 +96,10 @@ pub struct Repository {
     pub host_id: HostId,
     pub index: LocalIndex,
     pub state: state::State,
-    /// This repository's own folder in the cache: the local index, and temporary files.
+    /// This repository's own folder in the cache: the local index, temporary files, packs written last.
     pub cache: PathBuf,
+    /// Packs that this host wrote itself, if the store is far away.
+    pub written: Option<written::WrittenPacks>,
     pub pace: Pace,
     /// The key slot that opened it.
     pub slot: SlotId,
@@ -212,7 +215,9 @@ impl Repository {
         let state = state::State::load(&places.state, config.repository);
         let index = LocalIndex::open(&places.cache, keys.clone())?;
         let cache = places.cache.join(keys.repo.hex());
-        Ok(Self { backend, keys, config, host_id, index, state, cache, pace: Pace::default(), slot, master })
+        let is_far = backend.properties().is_far();
+        let written = is_far.then(|| written::WrittenPacks::new(cache.join("packs")));
+        Ok(Self { backend, keys, config, host_id, index, state, cache, written, pace: Pace::default(), slot, master })
     }
 
     /// Refuses if backups must not be added by this version.

@@ -289,7 +289,13 @@ impl PackReader<'_> {
         };
         for (blob, entry) in pack.blobs.clone().zip(directory) {
             let sealed = bytes.get(entry.offset as usize..entry.offset as usize + entry.stored as usize);
-            let row = BlobRow { pack: pack.id, offset: entry.offset, stored: entry.stored, contents: entry.contents };
+            let row = BlobRow {
+                pack: pack.id,
+                offset: entry.offset,
+                stored: entry.stored,
+                pack_bytes: pack.bytes,
+                contents: entry.contents,
+            };
             if !row.contents.bases.is_empty() {
                 read.chained.push((blob, row));
                 continue;

@@ -187,7 +187,13 @@ impl Copier<'_> {
                 self.packer.push(Blob::Sealed { contents: entry.contents, stored })?;
                 continue;
             }
-            let row = BlobRow { pack: pack.id, offset: entry.offset, stored: entry.stored, contents: entry.contents };
+            let row = BlobRow {
+                pack: pack.id,
+                offset: entry.offset,
+                stored: entry.stored,
+                pack_bytes: pack.bytes,
+                contents: entry.contents,
+            };
             if rests {
                 self.chained.push((blob, row, live));
             } else {

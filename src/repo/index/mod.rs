@@ -32,6 +32,8 @@ pub struct BlobRow {
     pub pack: ObjectId,
     pub offset: u32,
     pub stored: u32,
+    /// How long the pack is.
+    pub pack_bytes: u32,
     pub contents: BlobContents,
 }
 

@@ -273,7 +273,7 @@ impl Tables {
 
     /// The row of a blob, or `None` if there is none that passes its check.
     pub(super) fn blob(&self, number: i64, keys: &Keys) -> Option<BlobRow> {
-        let sql = "SELECT packs.id, blobs.offset, blobs.stored, blobs.contents, blobs.check_value
+        let sql = "SELECT packs.id, blobs.offset, blobs.stored, blobs.contents, blobs.check_value, packs.bytes
                    FROM blobs JOIN packs ON packs.number = blobs.pack WHERE blobs.number = ?";
         let read = || -> rusqlite::Result<Option<BlobRow>> {
             let mut statement = self.db.prepare_cached(sql)?;
@@ -294,7 +294,8 @@ impl Tables {
     pub(super) fn blobs_of_pack(&self, number: i64, keys: &Keys) -> Result<Option<Vec<BlobRow>>, TableError> {
         // One statement, so that another process removes all of them meanwhile or none.
         let sql =
-            "SELECT packs.id, packs.ends - packs.first, blobs.offset, blobs.stored, blobs.contents, blobs.check_value
+            "SELECT packs.id, packs.ends - packs.first, blobs.offset, blobs.stored, blobs.contents, blobs.check_value,
+                          packs.bytes
                    FROM packs LEFT JOIN blobs ON blobs.number >= packs.first AND blobs.number < packs.ends
                    WHERE packs.number = ? ORDER BY blobs.number";
         let mut statement = self.db.prepare_cached(sql)?;
@@ -458,7 +459,7 @@ fn add_fresh(tx: &Transaction<'_>, rows: &ObjectRows, first: i64) -> Result<i64,
     Ok(places.len() as i64)
 }
 
-/// Reads offset, stored bytes, contents and check value from the columns at `at`; `None` if the check fails.
+/// Reads offset, stored bytes, contents, check value and the pack's size from the columns at `at`; `None` if the check fails.
 fn checked_row(pack: ObjectId, row: &rusqlite::Row<'_>, at: usize, keys: &Keys) -> rusqlite::Result<Option<BlobRow>> {
     let (offset, stored, check) = (row.get(at)?, row.get(at + 1)?, row.get::<_, [u8; 8]>(at + 3)?);
     let contents = row.get_ref(at + 2)?.as_blob()?;
@@ -466,7 +467,8 @@ fn checked_row(pack: ObjectId, row: &rusqlite::Row<'_>, at: usize, keys: &Keys) 
         tracing::warn!("a row of the local index fails its check and is not used");
         return Ok(None);
     }
-    Ok(BlobContents::decode_exact(contents).ok().map(|contents| BlobRow { pack, offset, stored, contents }))
+    let pack_bytes = row.get(at + 4)?;
+    Ok(BlobContents::decode_exact(contents).ok().map(|contents| BlobRow { pack, offset, stored, pack_bytes, contents }))
 }
 
 fn row_check(keys: &Keys, pack: &ObjectId, offset: u32, stored: u32, contents: &[u8]) -> [u8; 8] {
