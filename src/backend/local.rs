@@ -10,15 +10,17 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use rustix::buffer::spare_capacity;
-use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+use rustix::fs::{Advice, CWD, OFlags, RenameFlags, fadvise, renameat_with};
 use rustix::io::{Errno, pread};
+
+use crate::limits::PAGE_CACHE_BYTES;
 
 use super::{
     Backend, BackendError, ObjectInfo, Properties, PutReceipt, check_name, check_prefix, check_put, checked_range,
@@ -39,6 +41,8 @@ pub struct Local {
     /// Folders known to be on disk with all that leads to them.
     durable: Mutex<HashSet<PathBuf>>,
     swept: AtomicBool,
+    /// Bytes of objects that were written.
+    written: AtomicU64,
     #[cfg(test)]
     refuse_links: bool,
     /// So many fsyncs of files fail, one after the other.
@@ -67,6 +71,7 @@ impl Local {
             mode: facts.mode() & 0o2777,
             durable: Mutex::default(),
             swept: AtomicBool::new(false),
+            written: AtomicU64::new(0),
             #[cfg(test)]
             refuse_links: false,
             #[cfg(test)]
@@ -130,6 +135,12 @@ impl Local {
             return Err(Errno::IO.into());
         }
         temp.file.sync_all()?;
+        // The next backup finds its bases in the page cache if this was a small one; a large one must not fill it, and drive out
+        // what a database has there.
+        let written = self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        if written >= PAGE_CACHE_BYTES {
+            let _ = fadvise(&temp.file, 0, None, Advice::DontNeed);
+        }
         Ok(temp)
     }
 

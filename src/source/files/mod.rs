@@ -8,6 +8,7 @@ mod beneath;
 mod glob;
 mod meta;
 mod out;
+mod past_cache;
 mod plan;
 mod restore;
 mod snapshot;

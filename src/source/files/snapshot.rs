@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 use super::FilesError;
 use super::glob::Patterns;
 use super::meta::{FILE, FOLDER, HARDLINK, MISSING, SYMLINK, Status, add_xattrs, escape_link_target};
+use super::past_cache::PastCache;
 use super::walk::{Found, READ, Step, Tree, Walk, compare, reason};
 use crate::format::manifest::Item;
 use crate::limits::STREAM_BUFFER_BYTES;
@@ -316,7 +317,7 @@ impl Run<'_> {
         loop {
             let looked = now_seconds();
             let opened = self.trees[job.tree].root.open(&job.below, READ);
-            let (mut file, before) = match opened.and_then(|file| Status::of(&file).map(|status| (file, status))) {
+            let (file, before) = match opened.and_then(|file| Status::of(&file).map(|status| (file, status))) {
                 Ok((file, status)) if status.file_type == FileType::RegularFile => (std::fs::File::from(file), status),
                 Ok(_) => return missing("it is no longer a regular file"),
                 Err(error) => return missing(&reason(&error)),
@@ -324,6 +325,7 @@ impl Run<'_> {
             if before.size > buffer.len() as u64 {
                 let _ = fadvise(&file, 0, None, Advice::Sequential);
             }
+            let mut file = PastCache::new(file);
             let mut stream = self.sink.begin(job.order, &job.path, FILE).map_err(store_error)?;
             let read = match self.copy(&mut file, before.size, buffer, &mut *stream) {
                 Ok(read) => read,
@@ -333,7 +335,7 @@ impl Run<'_> {
                     return missing(&reason(&error));
                 }
             };
-            let after = Status::of(&file);
+            let after = Status::of(file.file());
             // A size of 0 is what files have that are made up while they are read.
             let whole = read == before.size || before.size == 0;
             let at_rest = whole && after.is_ok_and(|after| after.is_same_state(&before));
@@ -344,7 +346,7 @@ impl Run<'_> {
                 continue;
             }
             let mut meta = before.file_meta(looked);
-            if let Some(why) = add_xattrs(file.as_fd(), &mut meta) {
+            if let Some(why) = add_xattrs(file.file().as_fd(), &mut meta) {
                 self.note(&job.path, why);
             }
             if !at_rest {
@@ -361,7 +363,7 @@ impl Run<'_> {
     /// Copies what the file held when it was opened: a log that grows meanwhile ends where it ended then.
     fn copy(
         &self,
-        file: &mut std::fs::File,
+        file: &mut PastCache,
         size: u64,
         buffer: &mut [u8],
         stream: &mut dyn ItemStream,
