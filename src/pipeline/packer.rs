@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -15,7 +15,7 @@ use crate::format::pack::{BlobContents, BlobEntry, encode_directory, encode_trai
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{
     BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, INDEX_CHUNKS_MAX, PACK_BYTES_TARGET, PACK_CHUNKS_MAX,
-    PUT_QUEUE_PACKS, SEAL_QUEUE_BLOBS,
+    PUT_QUEUE_PACKS, SEAL_QUEUE_BLOBS, UPLOADERS_FAR,
 };
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::{Joined, Part, Reader};
@@ -41,7 +41,7 @@ pub struct Added {
     pub bytes_stored: AtomicU64,
     /// How many bytes more its blobs would take without their bases, going by the blobs that their chains begin with.
     pub bytes_saved_estimate: AtomicU64,
-    /// The packs, in order.
+    /// The packs.
     pub packs: Mutex<Vec<ObjectId>>,
 }
 
@@ -69,7 +69,7 @@ impl Pending {
     }
 }
 
-/// Sealers, packer and uploader. Blobs in; packs and index objects in the store when [`finish`](Packer::finish) returns.
+/// Sealers, packer and uploaders. Blobs in; packs and index objects in the store when [`finish`](Packer::finish) returns.
 pub struct Packer {
     blobs: Option<Sender<Blob>>,
     threads: Vec<JoinHandle<()>>,
@@ -212,7 +212,8 @@ impl Packer {
                 .push(std::thread::spawn(move || shared.run(|shared| seal_blobs(shared, &blob_queue, &sealed, level))));
         }
         drop((blob_queue, sealed));
-        let (returned, empty) = bounded(PUT_QUEUE_PACKS + 2);
+        let uploaders = if shared.repo.backend.properties().is_far() { UPLOADERS_FAR } else { 1 };
+        let (returned, empty) = bounded(PUT_QUEUE_PACKS + 1 + uploaders);
         {
             let shared = shared.clone();
             let fill = move || shared.run(|shared| fill_packs(shared, &sealed_queue, &packs, &empty));
@@ -220,7 +221,7 @@ impl Packer {
         }
         {
             let shared = shared.clone();
-            let put = move || shared.run(|shared| put_packs(shared, &pack_queue, &returned));
+            let put = move || shared.run(|shared| put_packs(shared, uploaders, &pack_queue, &returned));
             threads.push(std::thread::spawn(put));
         }
         Self { blobs: Some(blobs), threads, shared }
@@ -425,6 +426,17 @@ struct Unlisted {
 }
 
 impl Unlisted {
+    /// When an index object must be put, however few chunks wait for it.
+    fn due(&self, index_put: Duration) -> Option<Instant> {
+        self.since.map(|since| since + index_put)
+    }
+
+    /// Takes the packs if it is time to list them.
+    fn take_due(&mut self, index_put: Duration) -> Option<Vec<PackIndex>> {
+        let is_due = self.chunks >= INDEX_CHUNKS_MAX || self.due(index_put).is_some_and(|due| due <= Instant::now());
+        is_due.then(|| std::mem::take(self).packs)
+    }
+
     fn add(&mut self, pack: PackIndex) {
         self.chunks += pack.directory.iter().map(|blob| blob.contents.chunks.len()).sum::<usize>();
         self.packs.push(pack);
@@ -432,11 +444,21 @@ impl Unlisted {
     }
 }
 
-fn put_packs(shared: &Shared, packs: &Receiver<FullPack>, returned: &Sender<Vec<u8>>) -> Result<(), PipelineError> {
-    let mut unlisted = Unlisted::default();
-    if let Err(error) = put_each_pack(shared, packs, returned, &mut unlisted) {
-        shared.fail(error);
-    }
+fn put_packs(
+    shared: &Shared,
+    uploaders: usize,
+    packs: &Receiver<FullPack>,
+    returned: &Sender<Vec<u8>>,
+) -> Result<(), PipelineError> {
+    let unlisted = Mutex::<Unlisted>::default();
+    let put = || shared.run(|shared| put_each_pack(shared, packs, returned, &unlisted));
+    std::thread::scope(|scope| {
+        for _ in 1..uploaders {
+            scope.spawn(put);
+        }
+        put();
+    });
+    let unlisted = unlisted.into_inner().expect("no code panics while it holds this lock");
     // Also after a failure: packs that are in the store are listed, so that the next run need not store them again.
     let superseding = !shared.supersedes.lock().expect("no code panics while it holds this lock").is_empty();
     if !unlisted.packs.is_empty() || (superseding && !shared.failed()) {
@@ -450,10 +472,13 @@ fn put_each_pack(
     shared: &Shared,
     packs: &Receiver<FullPack>,
     returned: &Sender<Vec<u8>>,
-    unlisted: &mut Unlisted,
+    unlisted: &Mutex<Unlisted>,
 ) -> Result<(), PipelineError> {
-    loop {
-        let due = unlisted.since.map(|since| since + shared.repo.pace.index_put);
+    let unlisted = || unlisted.lock().expect("no code panics while it holds this lock");
+    let index_put = shared.repo.pace.index_put;
+    // When another uploader has failed, nothing more is put.
+    while !shared.failed() {
+        let due = unlisted().due(index_put);
         let next = match due {
             Some(due) => packs.recv_deadline(due),
             None => packs.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -470,15 +495,17 @@ fn put_each_pack(
                 }
                 shared.added.bytes_stored.fetch_add(u64::from(index.bytes), Relaxed);
                 shared.added.packs.lock().expect("no code panics while it holds this lock").push(index.pack);
-                unlisted.add(index);
+                unlisted().add(index);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
-        if unlisted.chunks >= INDEX_CHUNKS_MAX || due.is_some_and(|due| due <= Instant::now()) {
-            put_index(shared, std::mem::take(unlisted).packs)?;
+        let due = unlisted().take_due(index_put);
+        if let Some(packs) = due {
+            put_index(shared, packs)?;
         }
     }
+    Ok(())
 }
 
 fn put_index(shared: &Shared, packs: Vec<PackIndex>) -> Result<(), PipelineError> {
