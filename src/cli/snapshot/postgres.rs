@@ -39,8 +39,11 @@ pub struct Args {
     /// What to call it [default: the server, and the databases if some were named]
     #[arg(long)]
     name: Option<String>,
-    /// Have the server sort tables up to this size by their key, in temporary files of about that size; larger ones are read
-    /// by it if they lie in its order. Sorted, what changes in a table costs least
+    /// Read tables up to this size by their key, sorted by the server in temporary files of about that size if they lie in
+    /// another order; larger ones by key only if they lie in its order
+    ///
+    /// By key, what changes in a table costs least to store. A table keeps the order that it had in the snapshot before as long
+    /// as that is not far from this rule.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(SORTED_BYTES_MAX))]
     sort_max: ByteSize,
     /// Connections that copy side by side [default: the number of cores]
