@@ -19,7 +19,7 @@ use crate::ops::holdings::{Holdings, is_damage, prefix_of};
 use crate::pipeline::PipelineError;
 use crate::pipeline::packer::{Added, Blob, Packer, Pending};
 use crate::pipeline::read::Reader;
-use crate::progress::Cancelled;
+use crate::progress::{Cancelled, Progress};
 use crate::repo::index::BlobRow;
 use crate::repo::{RepoError, Repository, damaged, pack_name};
 use crate::seal::blob::Opener;
@@ -35,6 +35,8 @@ impl Run<'_> {
         if numbers.is_empty() {
             return Ok(Vec::new());
         }
+        // What has just been removed is not to be looked for: of two copies of a base the local index would name either.
+        self.repo.load_index(&Progress::default())?;
         self.progress.phase("copying what is in use");
         self.progress.add_items_total(numbers.len() as u64);
         let added = Arc::<Added>::default();
