@@ -15,10 +15,10 @@
 //! | blobs of the local index last read: [`INDEX_CHUNKS_KEPT`] chunks | 2 MiB |
 //! | its chunks being sorted: [`INDEX_SORT_PARTS`] x [`INDEX_SORT_BUFFER_BYTES`], and one part, 28 bytes a chunk: 2 MiB of 20 million chunks | 10 MiB |
 //!
-//! With two sealers and two streams that sums up to 116 MiB, whatever the size of the database, and the program's own pages
+//! With two sealers and two streams that sums up to 116 MiB (134 for S3), whatever the size of the database, and the program's own pages
 //! are 12 MiB. What was measured is 86 MB for 869 MB, 119 MB for 8.7 GB (docs/performance.md) and 138 MB for 2.9 GB of random
-//! bytes, where every buffer is as full as it can be and the allocator keeps some between them. Argon2id takes 64 MiB once,
-//! before any of these exists.
+//! bytes, where every buffer is as full as it can be and the allocator keeps some between them; 149 MB for 400 MB of random bytes
+//! into S3. Argon2id takes 64 MiB once, before any of these exists.
 //!
 //! Whoever reads holds [`OPENED_BYTES`] of opened blobs for each opener, a window of four blobs that is being opened, two that
 //! wait, and for each step of a chain of blobs the bases of one, up to [`BASE_BYTES_MAX`]: 130 MB for a restore at the end of
