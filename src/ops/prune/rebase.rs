@@ -1,8 +1,6 @@
 //! Decides which blobs are stored anew without their bases: where what backups reach would take less alone than with all
 //! that it rests on. Pure.
 
-use std::collections::HashMap;
-
 use super::claim::Claims;
 use crate::limits::LOOKED_UP_TOGETHER;
 use crate::ops::holdings::Holdings;
@@ -45,10 +43,12 @@ pub(super) fn choose(claims: &Claims, reached: &Bits, claimed: &Bits) -> Result<
     }
     let in_use = claims.in_use(claimed, &rebased)?;
     let mut links = link(holdings, &in_use, claimed)?;
-    let mut groups: HashMap<u32, Group> = HashMap::new();
+    let firsts = links.firsts();
+    let mut groups: Vec<Group> = firsts.iter().map(|_| Group::default()).collect();
+    let mut group_of = |blob| firsts.binary_search(&links.first_of(blob)).ok();
     for (blob, held) in (0..).zip(&holdings.blobs).filter(|(blob, _)| in_use.get(*blob as usize)) {
-        if !links.is_alone(blob) {
-            let group = groups.entry(links.first_of(blob)).or_default();
+        if let Some(group) = group_of(blob) {
+            let group = &mut groups[group];
             group.kept += u64::from(held.stored);
             if held.depth == 0 {
                 group.alone_stored += u64::from(held.stored);
@@ -60,13 +60,13 @@ pub(super) fn choose(claims: &Claims, reached: &Bits, claimed: &Bits) -> Result<
         let chunk = chunk?;
         if reached.get(position)
             && claimed.get(position)
-            && let Some(group) = groups.get_mut(&links.first_of(chunk.blob))
+            && let Some(group) = group_of(chunk.blob)
         {
-            group.reached_raw += u64::from(chunk.bytes);
+            groups[group].reached_raw += u64::from(chunk.bytes);
         }
     }
     for blob in (0..).take(holdings.blobs.len()).filter(|blob| in_use.get(*blob as usize)) {
-        if groups.get(&links.first_of(blob)).is_some_and(Group::is_worth_it) {
+        if group_of(blob).is_some_and(|group| groups[group].is_worth_it()) {
             rebased.set(blob as usize);
         }
     }
@@ -98,8 +98,10 @@ impl Links {
         self.linked.set(other as usize);
     }
 
-    fn is_alone(&self, blob: u32) -> bool {
-        !self.linked.get(blob as usize)
+    /// The first blob of every group of more than one, in order.
+    fn firsts(&mut self) -> Vec<u32> {
+        let count = u32::try_from(self.towards_first.len()).expect("blobs are numbered by u32");
+        (0..count).filter(|blob| self.linked.get(*blob as usize) && self.first_of(*blob) == *blob).collect()
     }
 }
 
