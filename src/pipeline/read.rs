@@ -478,6 +478,18 @@ impl Reader {
         Ok(plaintext)
     }
 
+    /// Has blobs of a far store fetched that will be opened next, with what lies between them. What fails will be asked for
+    /// again.
+    pub(crate) fn fetch_ahead<'b>(&self, blobs: impl Iterator<Item = &'b BlobRow>) {
+        if self.fetcher.is_far() {
+            for piece in self.fetcher.announce(blobs.map(Extent::of).collect()) {
+                if let Err(error) = self.fetcher.fetch(&piece) {
+                    tracing::debug!("read-ahead: {error}");
+                }
+            }
+        }
+    }
+
     /// Fetches and opens a blob, and keeps it for those that rest on it.
     pub(crate) fn open_chained(&self, opener: &mut Opener, blob: &BlobRow) -> Result<Arc<Vec<u8>>, PipelineError> {
         let opened = self.fetch_and_open(opener, blob, 0, Compare::Last, true);

@@ -23,6 +23,10 @@ use crate::seal::keys::Kind;
 /// Results of so many packs at most are remembered at once.
 const PACKS_TOGETHER: usize = 256;
 
+/// Stored bytes of blobs that a thread opens one after the other, and has fetched together from a far store: two threads have
+/// room for theirs in [`FETCHED_BYTES`](crate::limits::FETCHED_BYTES).
+const RUN_BYTES: usize = 2 << 20;
+
 /// The packs to read, in the order in which to read them.
 pub(super) fn choose(
     repo: &Repository,
@@ -216,17 +220,18 @@ impl Run<'_> {
 
     /// Opens the blobs of a batch that rest on others.
     fn open_chained(&self, batch: &mut [PackRead]) -> Result<(), PipelineError> {
-        let mut waiting = Vec::new();
+        let mut waiting: Vec<Waiting> = Vec::new();
         for (place, pack) in batch.iter_mut().enumerate() {
             self.progress.add_items(u64::from(!pack.chained.is_empty()));
             waiting.extend(pack.chained.drain(..).map(|(blob, row)| (self.chains.path(blob), place, row)));
         }
         waiting.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
-        let chains: Vec<_> = waiting.chunk_by(|(one, ..), (other, ..)| one[0] == other[0]).collect();
+        let runs = in_runs(&waiting);
         let done: Mutex<Vec<(usize, u32, Result<u64, String>)>> = Mutex::default();
         self.side_by_side(|reader, at| {
-            let Some(chain) = chains.get(at) else { return Ok(false) };
-            for (path, place, row) in *chain {
+            let Some(run) = runs.get(at) else { return Ok(false) };
+            self.bases.fetch_ahead(run.iter().map(|(_, _, row)| row));
+            for (path, place, row) in *run {
                 if self.progress.is_cancelled() {
                     return Err(Cancelled.into());
                 }
@@ -253,6 +258,26 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// A blob that rests on others: the path to it, its pack's place in the batch, and itself.
+type Waiting = (Vec<u32>, usize, BlobRow);
+
+/// Blobs in the order of their chains, in runs of whole chains: neighbours lie side by side in the packs of a day.
+fn in_runs(waiting: &[Waiting]) -> Vec<&[Waiting]> {
+    let stored = |blobs: &[Waiting]| blobs.iter().map(|(_, _, row)| row.stored as usize).sum::<usize>();
+    let (mut runs, mut start, mut end) = (Vec::new(), 0, 0);
+    for chain in waiting.chunk_by(|(one, ..), (other, ..)| one[0] == other[0]) {
+        if end > start && stored(&waiting[start..end]) + stored(chain) > RUN_BYTES {
+            runs.push(&waiting[start..end]);
+            start = end;
+        }
+        end += chain.len();
+    }
+    if end > start {
+        runs.push(&waiting[start..end]);
+    }
+    runs
 }
 
 /// Reads packs whole. One a thread.
