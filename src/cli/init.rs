@@ -32,7 +32,8 @@ pub struct Args {
     /// How long chains of changes may get: 8 stores least, less restores faster, 0 stores all that changed in full
     ///
     /// What changed is stored against what it was the day before, that against the day before that, and so on; after so many
-    /// it is stored against where the chain began. A restore reads the whole chain. It is fixed with the repository; `vault snapshot --delta off` leaves it out once.
+    /// it is stored against where the chain began. A restore reads the whole chain. It is fixed with the repository;
+    /// `vault snapshot --delta off` leaves it out once.
     #[arg(long, value_name = "N", default_value_t = DELTA_DEPTH_STD,
           value_parser = clap::value_parser!(u8).range(..=i64::from(DELTA_DEPTH_MAX)))]
     delta_depth: u8,

@@ -254,9 +254,8 @@ fn share(holdings: &Holdings, chosen: &Bits) -> Result<u64, RepoError> {
         for blob in pack.blobs.clone().map(|blob| blob as usize) {
             let held = &holdings.blobs[blob];
             of += f64::from(held.stored);
-            // Of a blob that rests on others prune keeps all or nothing.
-            let bytes = if held.depth > 0 && raw[blob] > 0 { u64::from(held.raw_bytes) } else { raw[blob] };
-            stored += f64::from(held.stored) * bytes as f64 / f64::from(held.raw_bytes.max(1));
+            let kept = held.kept_bytes(raw[blob]);
+            stored += f64::from(held.stored) * kept as f64 / f64::from(held.raw_bytes.max(1));
         }
         if stored > 0.0 {
             sum += (stored * f64::from(pack.bytes) / of).round() as u64;

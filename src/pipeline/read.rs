@@ -52,6 +52,12 @@ struct OpenedBlob {
     is_named: bool,
 }
 
+impl OpenedBlob {
+    fn is(&self, blob: &BlobRow) -> bool {
+        self.pack == blob.pack && self.offset == blob.offset
+    }
+}
+
 /// A piece of an opened blob.
 pub type Bytes = (Arc<Vec<u8>>, Range<usize>);
 
@@ -492,11 +498,7 @@ impl Reader {
 
     /// Fetches and opens a blob, and keeps it for those that rest on it.
     pub(crate) fn open_chained(&self, opener: &mut Opener, blob: &BlobRow) -> Result<Arc<Vec<u8>>, PipelineError> {
-        let opened = self.fetch_and_open(opener, blob, 0, Compare::Last, true);
-        if matches!(opened, Err(PipelineError::Repo(RepoError::Damaged { .. }))) {
-            return self.fetch_and_open(opener, blob, 0, Compare::All, true);
-        }
-        opened
+        blame(blob, |compare| self.fetch_and_open(opener, blob, 0, compare, true))
     }
 
     /// Opens a blob, after its bases.
@@ -506,12 +508,7 @@ impl Reader {
         blob: &BlobRow,
         sealed: &[u8],
     ) -> Result<Arc<Vec<u8>>, PipelineError> {
-        let opened = self.open_at(opener, blob, sealed, 0, Compare::Last);
-        if !blob.contents.bases.is_empty() && matches!(opened, Err(PipelineError::Repo(RepoError::Damaged { .. }))) {
-            // If it is one of its bases that is not what it should be, that one is named.
-            return self.open_at(opener, blob, sealed, 0, Compare::All);
-        }
-        opened
+        blame(blob, |compare| self.open_at(opener, blob, sealed, 0, compare))
     }
 
     /// `depth` counts how many blobs wait for this one.
@@ -571,7 +568,7 @@ impl Reader {
     fn kept(&self, blob: &BlobRow, is_named: bool) -> Option<Arc<Vec<u8>>> {
         let lock = || self.opened.lock().expect("no code panics while it holds this lock");
         let take = |opened: &mut VecDeque<OpenedBlob>| {
-            let at = opened.iter().position(|kept| kept.pack == blob.pack && kept.offset == blob.offset)?;
+            let at = opened.iter().position(|kept| kept.is(blob))?;
             opened.remove(at)
         };
         let mut opened = lock();
@@ -591,7 +588,7 @@ impl Reader {
 
     fn is_opened(&self, blob: &BlobRow) -> bool {
         let opened = self.opened.lock().expect("no code panics while it holds this lock");
-        opened.iter().any(|kept| kept.pack == blob.pack && kept.offset == blob.offset)
+        opened.iter().any(|kept| kept.is(blob))
     }
 
     /// Calls `each` with every item of a manifest, in order. A path that comes twice is damage: the second would be
@@ -782,6 +779,17 @@ impl Planned<'_> {
                 }
             }
         }
+    }
+}
+
+/// Opens a blob. If that fails because of one of its bases, it is opened again, so that the error names that one.
+fn blame(
+    blob: &BlobRow,
+    mut open: impl FnMut(Compare) -> Result<Arc<Vec<u8>>, PipelineError>,
+) -> Result<Arc<Vec<u8>>, PipelineError> {
+    match open(Compare::Last) {
+        Err(PipelineError::Repo(RepoError::Damaged { .. })) if !blob.contents.bases.is_empty() => open(Compare::All),
+        other => other,
     }
 }
 

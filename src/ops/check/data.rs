@@ -95,18 +95,23 @@ pub(super) fn read_packs(
     let run = Run {
         repo,
         holdings,
-        chains: Chains::of(holdings)?,
         bases: Reader::new(repo.clone(), threads, Progress::default()),
         threads,
         ends: options.max_duration.map(|most| Instant::now() + most),
         progress,
     };
     let (mut read, mut verified) = (DataRead::default(), Vec::new());
-    let mut left = chosen;
+    let (mut left, mut chains) = (chosen, None);
     while !left.is_empty() && !run.is_over() {
         let mut batch = run.read_batch(left)?;
         left = &left[batch.len()..];
-        run.open_chained(&mut batch)?;
+        if batch.iter().any(|pack| !pack.chained.is_empty()) {
+            let chains = match &mut chains {
+                Some(chains) => chains,
+                none => none.insert(Chains::of(holdings, |_| true)?),
+            };
+            run.open_chained(&mut batch, chains)?;
+        }
         for pack in batch {
             let held = &holdings.packs[pack.number];
             read.packs += 1;
@@ -157,7 +162,6 @@ impl PackRead {
 struct Run<'a> {
     repo: &'a Arc<Repository>,
     holdings: &'a Holdings,
-    chains: Chains,
     /// For blobs that rest on others. All threads share it, and the blobs that it keeps.
     bases: Reader,
     threads: usize,
@@ -172,7 +176,10 @@ impl Run<'_> {
     }
 
     /// Runs `work` on several threads; it is called again and again with numbers from 0 on, until it says that it is done.
-    fn side_by_side<E: Send>(&self, work: impl Fn(&mut PackReader, usize) -> Result<bool, E> + Sync) -> Result<(), E> {
+    fn side_by_side(
+        &self,
+        work: impl Fn(&mut PackReader, usize) -> Result<bool, PipelineError> + Sync,
+    ) -> Result<(), PipelineError> {
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let work = || {
             let mut reader = PackReader { run: self, opener: Opener::default(), plaintext: Vec::new() };
@@ -199,8 +206,7 @@ impl Run<'_> {
         let done: Mutex<Vec<(usize, PackRead)>> = Mutex::default();
         let chained = AtomicUsize::new(0);
         self.side_by_side(|reader, at| {
-            let is_full = chained.load(Relaxed) >= CHAINED_BLOBS_TOGETHER;
-            let is_full = is_full || at >= PACKS_TOGETHER;
+            let is_full = at >= PACKS_TOGETHER || chained.load(Relaxed) >= CHAINED_BLOBS_TOGETHER;
             let Some(&number) = left.get(at).filter(|_| !is_full && !self.is_over()) else { return Ok(false) };
             let pack = reader.read(number)?;
             let waiting: u64 = pack.chained.iter().map(|(_, row)| u64::from(row.stored)).sum();
@@ -208,7 +214,7 @@ impl Run<'_> {
             self.progress.add_bytes(u64::from(self.holdings.packs[number].bytes).saturating_sub(waiting));
             self.progress.add_items(u64::from(pack.chained.is_empty()));
             done.lock().expect("no code panics while it holds this lock").push((at, pack));
-            Ok::<_, PipelineError>(true)
+            Ok(true)
         })?;
         let mut done = done.into_inner().expect("no code panics while it holds this lock");
         done.sort_by_key(|(at, _)| *at);
@@ -219,11 +225,11 @@ impl Run<'_> {
     }
 
     /// Opens the blobs of a batch that rest on others.
-    fn open_chained(&self, batch: &mut [PackRead]) -> Result<(), PipelineError> {
+    fn open_chained(&self, batch: &mut [PackRead], chains: &Chains) -> Result<(), PipelineError> {
         let mut waiting: Vec<Waiting> = Vec::new();
         for (place, pack) in batch.iter_mut().enumerate() {
             self.progress.add_items(u64::from(!pack.chained.is_empty()));
-            waiting.extend(pack.chained.drain(..).map(|(blob, row)| (self.chains.path(blob), place, row)));
+            waiting.extend(pack.chained.drain(..).map(|(blob, row)| (chains.path(blob), place, row)));
         }
         waiting.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
         let runs = in_runs(&waiting);
@@ -248,7 +254,7 @@ impl Run<'_> {
                 done.lock().expect("no code panics while it holds this lock").push((*place, blob, opened));
                 self.progress.add_bytes(u64::from(row.stored));
             }
-            Ok::<_, PipelineError>(true)
+            Ok(true)
         })?;
         for (place, blob, opened) in done.into_inner().expect("no code panics while it holds this lock") {
             match opened {
@@ -314,13 +320,7 @@ impl PackReader<'_> {
         };
         for (blob, entry) in pack.blobs.clone().zip(directory) {
             let sealed = bytes.get(entry.offset as usize..entry.offset as usize + entry.stored as usize);
-            let row = BlobRow {
-                pack: pack.id,
-                offset: entry.offset,
-                stored: entry.stored,
-                pack_bytes: pack.bytes,
-                contents: entry.contents,
-            };
+            let row = pack.row(entry);
             if !row.contents.bases.is_empty() {
                 read.chained.push((blob, row));
                 continue;

@@ -321,9 +321,7 @@ pub(super) fn dead(
         } else {
             let dead = |blob: usize| {
                 let held = &holdings.blobs[blob];
-                // Of a blob that rests on others prune keeps all or nothing.
-                let live = if held.depth > 0 && reached[blob] > 0 { raw[blob] } else { reached[blob] };
-                u64::from(held.stored) * (raw[blob] - live) / raw[blob].max(1)
+                u64::from(held.stored) * (raw[blob] - held.kept_bytes(reached[blob])) / raw[blob].max(1)
             };
             garbage.dead_bytes += blobs.map(dead).sum::<u64>();
         }

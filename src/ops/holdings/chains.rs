@@ -1,36 +1,27 @@
 //! In which order to open blobs that rest on others, so that each is opened once.
 
 use super::Holdings;
-use crate::limits::{DELTA_DEPTH_MAX, LOOKED_UP_TOGETHER};
+use crate::limits::DELTA_DEPTH_MAX;
 use crate::repo::RepoError;
 
-/// For each blob the deepest one that holds a base of it; itself if it has none.
+/// For each blob the deepest one that holds a base of it; itself if it has none, or if nobody asked.
 pub struct Chains(Vec<u32>);
 
 impl Chains {
-    pub fn of(holdings: &Holdings) -> Result<Self, RepoError> {
+    /// The chains of blobs that are `wanted`, which those that they rest on must be too.
+    pub fn of(holdings: &Holdings, wanted: impl Fn(u32) -> bool) -> Result<Self, RepoError> {
         let count = u32::try_from(holdings.blobs.len()).expect("blobs are numbered by u32");
         let mut rests_on: Vec<u32> = (0..count).collect();
         let depth = |blob: u32| holdings.blobs[blob as usize].depth;
-        let mut wanted = Vec::new();
-        let mut look_up = |wanted: &mut Vec<_>| {
-            holdings.chunks.find_all(wanted, |base, _, copies| {
-                let known = &mut rests_on[base.blob as usize];
-                for copy in copies.iter().filter(|copy| depth(copy.blob) < depth(base.blob)) {
-                    if *known == base.blob || depth(copy.blob) > depth(*known) {
-                        *known = copy.blob;
-                    }
+        holdings.look_up_bases(wanted, |base, _, copies| {
+            let known = &mut rests_on[base.blob as usize];
+            for copy in copies.iter().filter(|copy| depth(copy.blob) < depth(base.blob)) {
+                if *known == base.blob || depth(copy.blob) > depth(*known) {
+                    *known = copy.blob;
                 }
-                Ok::<_, RepoError>(())
-            })
-        };
-        for base in holdings.bases.iter() {
-            wanted.push(base?);
-            if wanted.len() >= LOOKED_UP_TOGETHER {
-                look_up(&mut wanted)?;
             }
-        }
-        look_up(&mut wanted)?;
+            Ok(())
+        })?;
         Ok(Self(rests_on))
     }
 

@@ -19,9 +19,10 @@ use std::ops::Range;
 use crate::backend::BackendError;
 use crate::format::index::{Index, PackIndex};
 use crate::format::manifest::ChunkEntry;
-use crate::format::pack::{BlobKind, encode_directory};
+use crate::format::pack::{BlobEntry, BlobKind, encode_directory};
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{HELD_ROWS_IN_MEMORY, LOOKED_UP_TOGETHER};
+use crate::repo::index::BlobRow;
 use crate::repo::{RepoError, Repository};
 use crate::seal::keys::Kind;
 
@@ -73,6 +74,22 @@ pub struct HeldBlob {
     pub raw_bytes: u32,
     pub kind: BlobKind,
     pub depth: u8,
+}
+
+impl HeldPack {
+    /// A blob of its directory.
+    pub fn row(&self, entry: BlobEntry) -> BlobRow {
+        let BlobEntry { offset, stored, contents } = entry;
+        BlobRow { pack: self.id, offset, stored, pack_bytes: self.bytes, contents }
+    }
+}
+
+impl HeldBlob {
+    /// How much of its plaintext prune keeps if `live` bytes of it are needed. Of a blob that rests on others all or nothing:
+    /// sealed anew without its bases the rest would take more than all of it.
+    pub fn kept_bytes(&self, live: u64) -> u64 {
+        if self.depth > 0 && live > 0 { u64::from(self.raw_bytes) } else { live }
+    }
 }
 
 /// The first 8 bytes of a chunk's name.
@@ -192,25 +209,34 @@ impl Holdings {
         reached: &mut Bits,
         mut missing: impl FnMut() -> Result<(), RepoError>,
     ) -> Result<bool, RepoError> {
-        let (mut more, mut wanted) = (false, Vec::new());
-        let mut look_up = |wanted: &mut Vec<Row>| {
-            self.chunks.find_all(wanted, |base, start, copies| {
-                let mut found = (start..).zip(copies).filter(|(_, copy)| copy.bytes == base.bytes).peekable();
-                if found.peek().is_none() {
-                    missing()?;
-                }
-                found.for_each(|(position, _)| more |= reached.set(position));
-                Ok::<_, RepoError>(())
-            })
-        };
-        for base in self.bases_of(|blob| in_use.get(blob as usize) && !done.get(blob as usize)) {
-            wanted.push(base?);
-            if wanted.len() >= LOOKED_UP_TOGETHER {
-                look_up(&mut wanted)?;
+        let mut more = false;
+        let is_asked = |blob: u32| in_use.get(blob as usize) && !done.get(blob as usize);
+        self.look_up_bases(is_asked, |base, start, copies| {
+            let mut found = (start..).zip(copies).filter(|(_, copy)| copy.bytes == base.bytes).peekable();
+            if found.peek().is_none() {
+                missing()?;
+            }
+            found.for_each(|(position, _)| more |= reached.set(position));
+            Ok(())
+        })?;
+        Ok(more)
+    }
+
+    /// Looks up the bases of blobs of which some are `wanted`: calls `each` with every one, the blob that rests on it beside
+    /// its prefix, the copies of its chunk, and the position of the first of them.
+    pub fn look_up_bases(
+        &self,
+        wanted: impl Fn(u32) -> bool,
+        mut each: impl FnMut(&Row, usize, &[Row]) -> Result<(), RepoError>,
+    ) -> Result<(), RepoError> {
+        let mut bases = Vec::new();
+        for base in self.bases_of(wanted) {
+            bases.push(base?);
+            if bases.len() >= LOOKED_UP_TOGETHER {
+                self.chunks.find_all(&mut bases, &mut each)?;
             }
         }
-        look_up(&mut wanted)?;
-        Ok(more)
+        self.chunks.find_all(&mut bases, each)
     }
 
     /// Adds to what is reached all that it rests on. Bases without a copy are passed over.

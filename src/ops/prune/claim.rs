@@ -12,13 +12,21 @@ use crate::repo::{RepoError, pack_name};
 
 /// What choosing goes by.
 pub(super) struct Claims<'a> {
-    pub(super) holdings: &'a Holdings,
+    holdings: &'a Holdings,
     /// Packs that are in the store in full, by number.
     whole: Vec<bool>,
     /// Packs that are chosen last.
     marked: &'a HashSet<ObjectId>,
     /// While the index lists a blob, its bases are stored: dead blobs of packs that may be kept as they are count too.
     neighbours: bool,
+}
+
+/// What stays.
+pub(super) struct Claimed {
+    /// Copies of chunks, by position.
+    pub(super) copies: Bits,
+    /// Blobs whose bases stay with them, by number.
+    pub(super) in_use: Bits,
 }
 
 impl<'a> Claims<'a> {
@@ -33,30 +41,27 @@ impl<'a> Claims<'a> {
         Self { holdings, whole, marked, neighbours }
     }
 
-    /// The copies that stay, by position, of chunks that are `reached` and of all that those rest on. Blobs that are `rebased`
-    /// need no bases any more. Errors if a chunk has no copy that can be had.
-    pub(super) fn claim(&self, mut reached: Bits, rebased: &Bits) -> Result<Bits, PruneError> {
-        let mut claimed = Bits::new(self.holdings.chunks.len());
+    /// Claims copies of chunks that are `reached` and of all that those rest on. Blobs that are `rebased` need no bases any
+    /// more. Errors if a chunk has no copy that can be had.
+    pub(super) fn claim(&self, mut reached: Bits, rebased: &Bits) -> Result<Claimed, PruneError> {
+        let mut copies = Bits::new(self.holdings.chunks.len());
         let mut done = Bits::new(self.holdings.blobs.len());
         loop {
-            self.choose(&reached, &mut claimed)?;
-            if self.holdings.bases.is_empty() {
-                return Ok(claimed);
-            }
-            let in_use = self.in_use(&claimed, rebased)?;
+            self.choose(&reached, &mut copies)?;
+            let in_use = self.in_use(&copies, rebased)?;
             let more = self.holdings.reach_bases(&in_use, &done, &mut reached, || {
                 let detail = "a base of chunks in use is in no pack that the index lists".to_owned();
                 Err(RepoError::Damaged { name: "the index".to_owned(), detail })
             })?;
             if !more {
-                return Ok(claimed);
+                return Ok(Claimed { copies, in_use });
             }
             done.set_all_of(&in_use);
         }
     }
 
     /// Blobs whose bases are needed: those with a chunk that is `claimed`, and what stays beside them.
-    pub(super) fn in_use(&self, claimed: &Bits, rebased: &Bits) -> Result<Bits, RepoError> {
+    fn in_use(&self, claimed: &Bits, rebased: &Bits) -> Result<Bits, RepoError> {
         let mut in_use = self.holdings.blobs_with(claimed)?;
         for pack in &self.holdings.packs {
             let blobs = || pack.blobs.clone().map(|blob| blob as usize);

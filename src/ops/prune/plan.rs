@@ -36,7 +36,7 @@ pub(super) fn plan(
     let mut rebased = Bits::new(holdings.blobs.len());
     let mut claimed = claims.claim(reached.clone(), &rebased)?;
     if options.repack {
-        rebased = rebase::choose(&claims, &reached, &claimed)?;
+        rebased = rebase::choose(holdings, &reached, &claimed)?;
         if rebased.any() {
             claimed = claims.claim(reached, &rebased)?;
         }
@@ -44,15 +44,13 @@ pub(super) fn plan(
     let mut live_raw = vec![0u64; holdings.blobs.len()];
     for (position, chunk) in holdings.chunks.iter().enumerate() {
         let chunk = chunk?;
-        if claimed.get(position) {
+        if claimed.copies.get(position) {
             live_raw[chunk.blob as usize] += u64::from(chunk.bytes);
         }
     }
-    // A blob that rests on others stays whole while anything of it is in use: sealed anew without its bases the rest would
-    // take more than all of it.
     for (blob, (live, held)) in live_raw.iter_mut().zip(&holdings.blobs).enumerate() {
-        if *live > 0 && held.depth > 0 && !rebased.get(blob) {
-            *live = u64::from(held.raw_bytes);
+        if !rebased.get(blob) {
+            *live = held.kept_bytes(*live);
         }
     }
     let (mut fates, mut plan_dead_bytes) = (Vec::new(), Vec::new());
@@ -79,5 +77,5 @@ pub(super) fn plan(
         });
         plan_dead_bytes.push(if live == 0 { u64::from(pack.bytes) } else { dead_bytes });
     }
-    Ok(Plan { fates, dead_bytes: plan_dead_bytes, claimed, rebased })
+    Ok(Plan { fates, dead_bytes: plan_dead_bytes, claimed: claimed.copies, rebased })
 }

@@ -1,8 +1,7 @@
 //! Decides which blobs are stored anew without their bases: where what backups reach would take less alone than with all
 //! that it rests on. Pure.
 
-use super::claim::Claims;
-use crate::limits::LOOKED_UP_TOGETHER;
+use super::claim::Claimed;
 use crate::ops::holdings::Holdings;
 use crate::ops::holdings::bits::Bits;
 use crate::repo::RepoError;
@@ -34,15 +33,14 @@ impl Group {
     }
 }
 
-/// The blobs to be stored anew. `reached` are the chunks that backups lead to, `claimed` all copies that would stay.
-pub(super) fn choose(claims: &Claims, reached: &Bits, claimed: &Bits) -> Result<Bits, RepoError> {
-    let holdings = claims.holdings;
+/// The blobs to be stored anew. `reached` are the chunks that backups lead to, `claimed` is what would stay.
+pub(super) fn choose(holdings: &Holdings, reached: &Bits, claimed: &Claimed) -> Result<Bits, RepoError> {
     let mut rebased = Bits::new(holdings.blobs.len());
     if holdings.bases.is_empty() {
         return Ok(rebased);
     }
-    let in_use = claims.in_use(claimed, &rebased)?;
-    let mut links = link(holdings, &in_use, claimed)?;
+    let Claimed { copies, in_use } = claimed;
+    let mut links = link(holdings, in_use, copies)?;
     let firsts = links.firsts();
     let mut groups: Vec<Group> = firsts.iter().map(|_| Group::default()).collect();
     let mut group_of = |blob| firsts.binary_search(&links.first_of(blob)).ok();
@@ -59,7 +57,7 @@ pub(super) fn choose(claims: &Claims, reached: &Bits, claimed: &Bits) -> Result<
     for (position, chunk) in holdings.chunks.iter().enumerate() {
         let chunk = chunk?;
         if reached.get(position)
-            && claimed.get(position)
+            && copies.get(position)
             && let Some(group) = group_of(chunk.blob)
         {
             groups[group].reached_raw += u64::from(chunk.bytes);
@@ -109,21 +107,14 @@ impl Links {
 fn link(holdings: &Holdings, in_use: &Bits, claimed: &Bits) -> Result<Links, RepoError> {
     let count = u32::try_from(holdings.blobs.len()).expect("blobs are numbered by u32");
     let mut links = Links { towards_first: (0..count).collect(), linked: Bits::new(holdings.blobs.len()) };
-    let mut wanted = Vec::new();
-    let mut look_up = |wanted: &mut Vec<_>| {
-        holdings.chunks.find_all(wanted, |base, start, copies| {
+    holdings.look_up_bases(
+        |blob| in_use.get(blob as usize),
+        |base, start, copies| {
             for (_, copy) in (start..).zip(copies).filter(|(position, _)| claimed.get(*position)) {
                 links.join(base.blob, copy.blob);
             }
-            Ok::<_, RepoError>(())
-        })
-    };
-    for base in holdings.bases_of(|blob| in_use.get(blob as usize)) {
-        wanted.push(base?);
-        if wanted.len() >= LOOKED_UP_TOGETHER {
-            look_up(&mut wanted)?;
-        }
-    }
-    look_up(&mut wanted)?;
+            Ok(())
+        },
+    )?;
     Ok(links)
 }

@@ -51,7 +51,7 @@ impl Run<'_> {
             reader: &reader,
             packer: &packer,
             opener: Opener::default(),
-            chains: Chains::of(&self.survey.holdings)?,
+            chains: Chains::of(&self.survey.holdings, |blob| self.survey.rebased.get(blob as usize))?,
             chained: Vec::new(),
             damaged: Vec::new(),
             gathered: [Gathered::new(BlobKind::Data), Gathered::new(BlobKind::Meta)],
@@ -189,13 +189,7 @@ impl Copier<'_> {
                 self.packer.push(Blob::Sealed { contents: entry.contents, stored })?;
                 continue;
             }
-            let row = BlobRow {
-                pack: pack.id,
-                offset: entry.offset,
-                stored: entry.stored,
-                pack_bytes: pack.bytes,
-                contents: entry.contents,
-            };
+            let row = pack.row(entry);
             if rests {
                 self.chained.push((blob, row, live));
             } else {

@@ -49,6 +49,12 @@ fn entries(lengths: &[u64]) -> Vec<ChunkEntry> {
     (0..).zip(lengths).map(entry).collect()
 }
 
+fn walk(earlier: &[ChunkEntry]) -> Earlier {
+    let (send, batches) = unbounded();
+    earlier.chunks(256).for_each(|batch| send.send(batch.to_vec()).unwrap());
+    Earlier { window: Window::new(batches), place: Place::default() }
+}
+
 /// Changes scattered over all chunks: one cut point in `lost_one_in` is lost, and each chunk loses about one byte in
 /// `shrunk_one_in`.
 fn scattered(lengths: &[u64], numbers: &mut Numbers, lost_one_in: u64, shrunk_one_in: u64) -> Vec<Made> {
@@ -71,11 +77,8 @@ fn scattered(lengths: &[u64], numbers: &mut Numbers, lost_one_in: u64, shrunk_on
 
 /// The share of bytes that could have all their bases and had them.
 fn share_found(earlier: &[u64], made: &[Made]) -> f64 {
-    let (send, batches) = unbounded();
     let earlier = entries(earlier);
-    earlier.chunks(256).for_each(|batch| send.send(batch.to_vec()).unwrap());
-    drop(send);
-    let mut walked = Earlier { window: Window::new(batches), place: Place::default() };
+    let mut walked = walk(&earlier);
     let (mut at, mut possible, mut found) = (0, 0, 0);
     for chunk in made {
         let bytes = u32::try_from(chunk.bytes).unwrap();
@@ -184,11 +187,7 @@ fn unchanged_stretches_and_chunks_of_the_largest_size_lead_on() {
 fn a_stranger_has_no_bases_for_long() {
     for seed in 0..10 {
         let mut numbers = Numbers(seed);
-        let earlier = lengths(&mut numbers, 2000);
-        let (send, batches) = unbounded();
-        send.send(entries(&earlier)).unwrap();
-        drop(send);
-        let mut walked = Earlier { window: Window::new(batches), place: Place::default() };
+        let mut walked = walk(&entries(&lengths(&mut numbers, 2000)));
         let (mut at, mut with) = (0, 0);
         for _ in 0..2000 {
             let bytes = u32::try_from(numbers.length()).unwrap();
