@@ -1,8 +1,13 @@
 //! Streams out of the store. One thread walks the chunk list and plans, openers fetch and open blobs side by side, the
 //! calling thread gets the plaintext in order. Everything is authenticated and re-hashed before anybody sees it.
+//!
+//! `parts` are pieces of opened blobs, `chain` opens a blob after those that it rests on, `plan` decides what is read next.
+
+mod chain;
+mod parts;
+mod plan;
 
 use std::collections::{HashSet, VecDeque};
-use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -10,26 +15,18 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use crate::backend::BackendError;
 use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry, Item, Manifest, StreamRef, decode_entries};
 use crate::format::pack::BlobKind;
-use crate::id::{ChunkId, ObjectId};
-use crate::limits::{
-    BLOB_BYTES_MAX, DELTA_DEPTH_MAX, FETCH_GAP_BYTES, ITEM_LINE_BYTES_MAX, OPENED_BYTES, PLANNED_BYTES,
-    PLANNED_WINDOWS, STREAM_DEPTH_MAX,
-};
+use crate::id::ChunkId;
+use crate::limits::{FETCH_GAP_BYTES, ITEM_LINE_BYTES_MAX, STREAM_DEPTH_MAX};
 use crate::pipeline::fetch::{Extent, Fetcher};
-use crate::pipeline::stream::BlobPlace;
 use crate::pipeline::{PathHash, PipelineError, path_hash};
 use crate::progress::Progress;
 use crate::repo::index::{BlobRow, Location};
-use crate::repo::{RepoError, Repository, damaged, pack_name};
-use crate::seal::blob::{Opener, compare_names};
+use crate::repo::{RepoError, Repository, pack_name};
+use crate::seal::blob::Opener;
 
-/// A window of a stream is opened as one piece of work: at most this many blobs, and about this many bytes.
-const WINDOW_BLOBS: usize = 4;
-const WINDOW_BYTES: usize = 4 << 20;
-/// Buffers that wait to be filled again.
-const SPARE_BUFFERS: usize = 2 * WINDOW_BLOBS;
-/// Others would have to grow, or hold more than they are needed for.
-const SPARE_BYTES: Range<usize> = BLOB_BYTES_MAX / 2..BLOB_BYTES_MAX * 2;
+use chain::OpenedBlob;
+pub use parts::{Bytes, Joined, Part};
+use plan::{Batch, Planned, Planner, WINDOW_BYTES};
 
 /// Reads streams of one repository. Usable from several threads at once; they share the opened blobs.
 pub struct Reader {
@@ -41,84 +38,6 @@ pub struct Reader {
     opened: Mutex<VecDeque<OpenedBlob>>,
     /// Buffers to be filled again, the ones used last at the end: they are still in the processor's cache.
     spare: Mutex<Vec<Vec<u8>>>,
-}
-
-/// A blob that was opened.
-struct OpenedBlob {
-    pack: ObjectId,
-    offset: u32,
-    plaintext: Arc<Vec<u8>>,
-    /// Whether its chunks were compared with their names.
-    is_named: bool,
-}
-
-impl OpenedBlob {
-    fn is(&self, blob: &BlobRow) -> bool {
-        self.pack == blob.pack && self.offset == blob.offset
-    }
-}
-
-/// A piece of an opened blob.
-pub type Bytes = (Arc<Vec<u8>>, Range<usize>);
-
-/// A run of chunks that lie in one blob.
-pub struct Part {
-    pub blob: Arc<BlobRow>,
-    pub positions: Range<usize>,
-}
-
-impl From<Location> for Part {
-    fn from(place: Location) -> Self {
-        Self { blob: place.blob, positions: place.position..place.position + 1 }
-    }
-}
-
-impl Part {
-    /// Takes in the next chunk of the blob, if that is `entry`.
-    pub fn extend(&mut self, entry: &ChunkEntry) -> bool {
-        let is_next = self.blob.contents.chunks.get(self.positions.end) == Some(entry);
-        self.positions.end += usize::from(is_next);
-        is_next
-    }
-
-    /// Whether this is all of the blob, or nearly: who has read it rarely comes back for the rest.
-    fn is_whole(&self) -> bool {
-        self.positions.len() * 8 >= self.blob.contents.chunks.len() * 7
-    }
-}
-
-/// The plaintext of parts, joined; that of one alone stays where it is.
-#[derive(Default)]
-pub struct Joined {
-    alone: Option<Bytes>,
-    joined: Vec<u8>,
-    bytes_expected: usize,
-}
-
-impl Joined {
-    /// Nothing yet, of what will be so many bytes.
-    pub fn new(bytes_expected: usize) -> Self {
-        Self { bytes_expected, ..Self::default() }
-    }
-
-    pub fn bytes(&self) -> &[u8] {
-        self.alone.as_ref().map_or(&self.joined, |(bytes, range)| &bytes[range.clone()])
-    }
-}
-
-/// Which blobs of a chain have their chunks compared with their names. Bytes that a wrong base leads to are found out either way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compare {
-    /// The one that was asked for.
-    Last,
-    All,
-}
-
-impl Compare {
-    /// Whether the blob is one of them for which `depth` others wait.
-    fn includes(self, depth: u8) -> bool {
-        depth == 0 || self == Self::All
-    }
 }
 
 struct Job {
@@ -246,44 +165,6 @@ impl Reader {
         Ok(())
     }
 
-    /// Keeps a buffer for the next blob, if nobody else holds it.
-    pub(crate) fn give_back(&self, bytes: Arc<Vec<u8>>) {
-        if let Some(mut buffer) = Arc::into_inner(bytes) {
-            buffer.clear();
-            let mut spare = self.spare.lock().expect("no code panics while it holds this lock");
-            if spare.len() < SPARE_BUFFERS && SPARE_BYTES.contains(&buffer.capacity()) {
-                spare.push(buffer);
-            }
-        }
-    }
-
-    /// An empty buffer, used before if there is one.
-    fn spare_buffer(&self) -> Vec<u8> {
-        self.spare.lock().expect("no code panics while it holds this lock").pop().unwrap_or_default()
-    }
-
-    /// Appends a part's plaintext.
-    pub fn join(&self, joined: &mut Joined, (bytes, range): Bytes) {
-        if joined.bytes().is_empty() {
-            joined.alone = Some((bytes, range));
-            return;
-        }
-        if let Some((first, range)) = joined.alone.take() {
-            joined.joined = self.spare_buffer();
-            joined.joined.reserve_exact(joined.bytes_expected.max(first.len()));
-            joined.joined.extend_from_slice(&first[range]);
-            self.give_back(first);
-        }
-        joined.joined.extend_from_slice(&bytes[range]);
-        self.give_back(bytes);
-    }
-
-    /// Keeps the buffers of parts that nobody needs any more.
-    pub fn take_back(&self, joined: Joined) {
-        let Joined { alone, joined, .. } = joined;
-        self.give_back(alone.map_or_else(|| Arc::new(joined), |(bytes, _)| bytes));
-    }
-
     fn plan(
         &self,
         kind: BlobKind,
@@ -315,18 +196,6 @@ impl Reader {
         walked.and(sent)
     }
 
-    /// Fetches what the plan announces, as long as somebody is waiting for it.
-    fn fetch_pieces(&self, pieces: &Receiver<Extent>) {
-        for piece in pieces {
-            if self.progress.is_cancelled() {
-                self.fetcher.give_up(&piece);
-            } else if let Err(error) = self.fetcher.fetch(&piece) {
-                // Whoever needs a blob of it asks again, and says what failed.
-                tracing::debug!("read-ahead: {error}");
-            }
-        }
-    }
-
     fn locate(&self, entry: &ChunkEntry, kind: BlobKind) -> Result<Location, PipelineError> {
         let find = || self.repo.index.find(&entry.id, |_| true);
         let found = match find() {
@@ -355,14 +224,6 @@ impl Reader {
         }
     }
 
-    fn locate_base(&self, base: &ChunkEntry, depth: u8) -> Result<Location, PipelineError> {
-        let find = || self.repo.index.find_base(base, depth, |_| true);
-        match find() {
-            Some(found) => Ok(found),
-            None => self.look_again(find)?.ok_or_else(|| missing_chunk(&base.id)),
-        }
-    }
-
     /// The plaintext of one chunk: a range of its blob's.
     pub(crate) fn chunk(&self, kind: BlobKind, entry: &ChunkEntry) -> Result<Bytes, PipelineError> {
         let part = Part::from(self.locate(entry, kind)?);
@@ -373,16 +234,6 @@ impl Reader {
     /// The repository that is read.
     pub fn repo(&self) -> &Arc<Repository> {
         &self.repo
-    }
-
-    /// The plaintext of chunks whose place is known.
-    pub fn part(&self, opener: &mut Opener, part: &Part) -> Result<Bytes, PipelineError> {
-        self.piece(opener, part, 0, Compare::Last)
-    }
-
-    fn piece(&self, opener: &mut Opener, part: &Part, depth: u8, compare: Compare) -> Result<Bytes, PipelineError> {
-        let plaintext = self.fetch_and_open(opener, &part.blob, depth, compare, !part.is_whole())?;
-        Ok((plaintext, part.blob.range_of(&part.positions)))
     }
 
     /// Fetches and opens the blobs of a window. What cannot be had where the index says is looked for elsewhere.
@@ -458,139 +309,6 @@ impl Reader {
         (found.blob.contents.chunks[found.position] == *entry).then(|| self.part(opener, &found.into()).ok())?
     }
 
-    /// `keep` says that somebody may come back for more of it.
-    fn fetch_and_open(
-        &self,
-        opener: &mut Opener,
-        blob: &BlobRow,
-        depth: u8,
-        compare: Compare,
-        keep: bool,
-    ) -> Result<Arc<Vec<u8>>, PipelineError> {
-        let is_named = compare.includes(depth);
-        if let Some(plaintext) = self.kept(blob, is_named) {
-            return Ok(plaintext);
-        }
-        let sealed = self.fetcher.get(blob).map_err(RepoError::from)?;
-        let mut plaintext = self.open_at(opener, blob, &sealed, depth, compare)?;
-        if keep {
-            // What is kept takes no more memory than it counts for.
-            if plaintext.capacity() > plaintext.len() / 4 * 5 {
-                let exact = Arc::new(plaintext.as_slice().to_vec());
-                self.give_back(std::mem::replace(&mut plaintext, exact));
-            }
-            self.keep(blob, &plaintext, is_named);
-        }
-        Ok(plaintext)
-    }
-
-    /// Has blobs of a far store fetched that will be opened next, with what lies between them. What fails will be asked for
-    /// again.
-    pub(crate) fn fetch_ahead<'b>(&self, blobs: impl Iterator<Item = &'b BlobRow>) {
-        if self.fetcher.is_far() {
-            for piece in self.fetcher.announce(blobs.map(Extent::of).collect()) {
-                if let Err(error) = self.fetcher.fetch(&piece) {
-                    tracing::debug!("read-ahead: {error}");
-                }
-            }
-        }
-    }
-
-    /// Fetches and opens a blob, and keeps it for those that rest on it.
-    pub(crate) fn open_chained(&self, opener: &mut Opener, blob: &BlobRow) -> Result<Arc<Vec<u8>>, PipelineError> {
-        blame(blob, |compare| self.fetch_and_open(opener, blob, 0, compare, true))
-    }
-
-    /// Opens a blob, after its bases.
-    pub(crate) fn open(
-        &self,
-        opener: &mut Opener,
-        blob: &BlobRow,
-        sealed: &[u8],
-    ) -> Result<Arc<Vec<u8>>, PipelineError> {
-        blame(blob, |compare| self.open_at(opener, blob, sealed, 0, compare))
-    }
-
-    /// `depth` counts how many blobs wait for this one.
-    fn open_at(
-        &self,
-        opener: &mut Opener,
-        blob: &BlobRow,
-        sealed: &[u8],
-        depth: u8,
-        compare: Compare,
-    ) -> Result<Arc<Vec<u8>>, PipelineError> {
-        let contents = &blob.contents;
-        if depth > DELTA_DEPTH_MAX {
-            return Err(stream_error("its chunks rest on each other too deep"));
-        }
-        let mut parts: Vec<Part> = Vec::new();
-        for base in &contents.bases {
-            if !parts.last_mut().is_some_and(|part| part.extend(base)) {
-                parts.push(self.locate_base(base, contents.depth)?.into());
-            }
-        }
-        let mut bases = Joined::new(contents.bases.iter().map(|base| base.bytes as usize).sum());
-        for part in &parts {
-            self.join(&mut bases, self.piece(opener, part, depth + 1, compare)?);
-        }
-        let mut plaintext = self.spare_buffer();
-        let keys = &self.repo.keys;
-        let opened = opener.open_unnamed(keys, contents, sealed, bases.bytes(), &mut plaintext);
-        let opened = opened.and_then(|()| match compare.includes(depth) {
-            true => compare_names(keys, contents, &plaintext),
-            false => Ok(()),
-        });
-        opened.map_err(|error| damaged(&format!("{} (blob at {})", pack_name(&blob.pack), blob.offset), &error))?;
-        self.take_back(bases);
-        Ok(Arc::new(plaintext))
-    }
-
-    /// Keeps an opened blob for whoever asks for it next.
-    fn keep(&self, blob: &BlobRow, plaintext: &Arc<Vec<u8>>, is_named: bool) {
-        let new = OpenedBlob { pack: blob.pack, offset: blob.offset, plaintext: plaintext.clone(), is_named };
-        let mut opened = self.opened.lock().expect("no code panics while it holds this lock");
-        opened.push_back(new);
-        let mut bytes: usize = opened.iter().map(|kept| kept.plaintext.len()).sum();
-        let mut oldest = Vec::new();
-        while bytes > OPENED_BYTES * self.openers
-            && let Some(kept) = opened.pop_front()
-        {
-            bytes -= kept.plaintext.len();
-            oldest.push(kept.plaintext);
-        }
-        drop(opened);
-        oldest.into_iter().for_each(|plaintext| self.give_back(plaintext));
-    }
-
-    /// A blob that is still open; the ones used last are kept longest. With `is_named` its chunks have been compared with
-    /// their names.
-    fn kept(&self, blob: &BlobRow, is_named: bool) -> Option<Arc<Vec<u8>>> {
-        let lock = || self.opened.lock().expect("no code panics while it holds this lock");
-        let take = |opened: &mut VecDeque<OpenedBlob>| {
-            let at = opened.iter().position(|kept| kept.is(blob))?;
-            opened.remove(at)
-        };
-        let mut opened = lock();
-        let mut kept = take(&mut opened)?;
-        if is_named && !kept.is_named {
-            drop(opened);
-            compare_names(&self.repo.keys, &blob.contents, &kept.plaintext).ok()?;
-            kept.is_named = true;
-            opened = lock();
-            // Somebody else may have opened it meanwhile.
-            take(&mut opened);
-        }
-        let plaintext = kept.plaintext.clone();
-        opened.push_back(kept);
-        Some(plaintext)
-    }
-
-    fn is_opened(&self, blob: &BlobRow) -> bool {
-        let opened = self.opened.lock().expect("no code panics while it holds this lock");
-        opened.iter().any(|kept| kept.is(blob))
-    }
-
     /// Calls `each` with every item of a manifest, in order. A path that comes twice is damage: the second would be
     /// restored over the first.
     pub fn each_item(
@@ -651,145 +369,6 @@ impl Reader {
             return Err(wrong("does not hash to what was backed up".to_owned()));
         }
         Ok(())
-    }
-}
-
-impl Location {
-    /// The chunk after this one in its blob, if it is `entry`.
-    pub fn next(&self, entry: &ChunkEntry) -> Option<Self> {
-        let position = self.position + 1;
-        let is_next = self.blob.contents.chunks.get(position) == Some(entry);
-        is_next.then(|| Self { blob: self.blob.clone(), position })
-    }
-}
-
-impl BlobRow {
-    /// Whether this is the same blob, in the same pack.
-    pub fn is(&self, other: &Self) -> bool {
-        self.pack == other.pack && self.offset == other.offset
-    }
-
-    /// Where a run of chunks lies in the blob's plaintext, in bytes.
-    pub fn range_of(&self, positions: &Range<usize>) -> Range<usize> {
-        let sum = |chunks: &[ChunkEntry]| chunks.iter().map(|chunk| chunk.bytes as usize).sum::<usize>();
-        let start = sum(&self.contents.chunks[..positions.start]);
-        start..start + sum(&self.contents.chunks[positions.clone()])
-    }
-}
-
-/// Gathers entries into windows.
-struct Planner<'r> {
-    reader: &'r Reader,
-    kind: BlobKind,
-    window: Vec<Part>,
-    blobs: Vec<Arc<BlobRow>>,
-    bytes: usize,
-}
-
-impl<'r> Planner<'r> {
-    fn new(reader: &'r Reader, kind: BlobKind) -> Self {
-        Self { reader, kind, window: Vec::new(), blobs: Vec::new(), bytes: 0 }
-    }
-
-    /// Adds an entry; returns the window before it if that is full.
-    fn add(&mut self, entry: ChunkEntry) -> Result<Option<Vec<Part>>, PipelineError> {
-        // Most often the next chunk is the next one of the same blob.
-        if let Some(part) = self.window.last_mut()
-            && part.blob.contents.kind == self.kind
-            && part.extend(&entry)
-        {
-            self.bytes += entry.bytes as usize;
-            return Ok(None);
-        }
-        let part = Part::from(self.reader.locate(&entry, self.kind)?);
-        let known = self.blobs.iter().any(|other| other.is(&part.blob));
-        let full = (!known && self.blobs.len() >= WINDOW_BLOBS) || self.bytes >= WINDOW_BYTES;
-        let done = full.then(|| self.rest());
-        if full || !known {
-            self.blobs.push(part.blob.clone());
-        }
-        self.bytes += entry.bytes as usize;
-        self.window.push(part);
-        Ok(done)
-    }
-
-    fn rest(&mut self) -> Vec<Part> {
-        self.blobs.clear();
-        self.bytes = 0;
-        std::mem::take(&mut self.window)
-    }
-}
-
-/// Windows whose blobs, and all that these rest on, are fetched before anybody opens them. Each is held back until those after it
-/// have been announced. Of a store that is near nothing is fetched beforehand.
-struct Planned<'r> {
-    reader: &'r Reader,
-    ahead: &'r Sender<Extent>,
-    next: Batch,
-    announced: Batch,
-}
-
-/// Windows that are announced together.
-#[derive(Default)]
-struct Batch {
-    windows: Vec<Vec<Part>>,
-    extents: Vec<Extent>,
-    blobs: HashSet<BlobPlace>,
-    bytes: usize,
-}
-
-impl Planned<'_> {
-    /// Adds a window; returns those that may be opened now.
-    fn add(&mut self, window: Vec<Part>) -> Vec<Vec<Part>> {
-        if !self.reader.fetcher.is_far() {
-            return vec![window];
-        }
-        for part in &window {
-            self.need(&part.blob);
-        }
-        self.next.windows.push(window);
-        let is_full = self.next.bytes >= PLANNED_BYTES || self.next.windows.len() >= PLANNED_WINDOWS;
-        if is_full { self.announce() } else { Vec::new() }
-    }
-
-    /// Announces what was added, and returns the windows that were announced before.
-    fn announce(&mut self) -> Vec<Vec<Part>> {
-        for piece in self.reader.fetcher.announce(std::mem::take(&mut self.next.extents)) {
-            if let Err(unsent) = self.ahead.send(piece) {
-                self.reader.fetcher.give_up(&unsent.0);
-            }
-        }
-        std::mem::replace(&mut self.announced, std::mem::take(&mut self.next)).windows
-    }
-
-    /// Adds a blob and what it rests on. Whoever opens it says what cannot be found.
-    fn need(&mut self, blob: &BlobRow) {
-        let place = (blob.pack, blob.offset);
-        if self.announced.blobs.contains(&place) || self.reader.is_opened(blob) || !self.next.blobs.insert(place) {
-            return;
-        }
-        self.next.extents.push(Extent::of(blob));
-        self.next.bytes += blob.stored as usize;
-        let mut last: Option<Part> = None;
-        for base in &blob.contents.bases {
-            if !last.as_mut().is_some_and(|part| part.extend(base)) {
-                last = self.reader.repo.index.find_base(base, blob.contents.depth, |_| true).map(Part::from);
-                if let Some(part) = &last {
-                    self.need(&part.blob);
-                }
-            }
-        }
-    }
-}
-
-/// Opens a blob. If that fails because of one of its bases, it is opened again, so that the error names that one.
-fn blame(
-    blob: &BlobRow,
-    mut open: impl FnMut(Compare) -> Result<Arc<Vec<u8>>, PipelineError>,
-) -> Result<Arc<Vec<u8>>, PipelineError> {
-    match open(Compare::Last) {
-        Err(PipelineError::Repo(RepoError::Damaged { .. })) if !blob.contents.bases.is_empty() => open(Compare::All),
-        other => other,
     }
 }
 
