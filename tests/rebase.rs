@@ -13,17 +13,8 @@ use vault::seal::keys::Kind;
 
 const ROWS: usize = 30_000;
 
-/// A table of which one row in ten changes a day, others each time.
 fn table(day: usize) -> Items {
-    let mut out = Vec::new();
-    for row in 0..ROWS {
-        let changes = (0..day).filter(|day| (row * 7919 + day * 104_729) % 10 == 0).count();
-        let noise = noise((row * 1000 + changes) as u64, 24);
-        out.extend_from_slice(format!("{row}\t{changes}\tsome words that every row has\t").as_bytes());
-        noise.iter().for_each(|byte| out.extend_from_slice(format!("{byte:02x}").as_bytes()));
-        out.push(b'\n');
-    }
-    items(&[("table", out)])
+    items(&[("table", changing_rows(ROWS, day))])
 }
 
 /// A repository with so many days of the table, and what each day was.

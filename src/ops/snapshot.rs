@@ -10,9 +10,10 @@ use serde_json::{Map, Value};
 use crate::backend::BackendError;
 use crate::format::manifest::{MANIFEST_VERSION, Manifest};
 use crate::id::{ChunkId, ObjectId};
+use crate::limits::SIMILAR_SNAPSHOTS_MAX;
 use crate::pipeline::PipelineError;
 use crate::pipeline::packer::{Added, Blob, Packer, Pending};
-use crate::pipeline::snapshot::{SnapshotWriter, WriteOptions, Written};
+use crate::pipeline::snapshot::{Older, SnapshotWriter, WriteOptions, Written};
 use crate::progress::Progress;
 use crate::repo::lease::HeldLease;
 use crate::repo::snapshots::Snapshot;
@@ -86,7 +87,7 @@ pub fn snapshot<E: std::error::Error + 'static>(
 
     let writer = SnapshotWriter::new(
         repo.clone(),
-        parent.map(|parent| &parent.manifest),
+        older(&snapshots, &options),
         marked.clone(),
         options.write,
         progress.clone(),
@@ -157,10 +158,28 @@ pub fn snapshot<E: std::error::Error + 'static>(
 
 /// The newest snapshot of the same source, name and host.
 fn newest_of<'s>(snapshots: &'s [Snapshot], options: &SnapshotOptions) -> Option<&'s Snapshot> {
-    snapshots.iter().rev().find(|snapshot| {
-        let manifest = &snapshot.manifest;
-        manifest.source == options.source && manifest.name == options.name && manifest.host == options.host
-    })
+    let wanted = (options.source.as_str(), options.name.as_str(), options.host.as_str());
+    snapshots.iter().rev().find(|snapshot| series(&snapshot.manifest) == wanted)
+}
+
+/// Where bases are looked for: in the newest snapshot of the same source and name, of this host if there is one, and in the
+/// newest of some others, those of the same source first.
+fn older<'s>(snapshots: &'s [Snapshot], options: &SnapshotOptions) -> Older<'s> {
+    let is_same = |manifest: &Manifest| manifest.source == options.source && manifest.name == options.name;
+    let newest_first = snapshots.iter().rev().map(|snapshot| &snapshot.manifest);
+    let elsewhere = newest_first.clone().find(|manifest| is_same(manifest));
+    let same = newest_of(snapshots, options).map(|parent| &parent.manifest).or(elsewhere);
+    let mut known = HashSet::new();
+    known.extend(same.map(series));
+    let mut others: Vec<_> = newest_first.filter(|manifest| known.insert(series(manifest))).collect();
+    others.sort_by_key(|manifest| manifest.source != options.source);
+    others.truncate(SIMILAR_SNAPSHOTS_MAX - usize::from(same.is_some()));
+    Older { same, others }
+}
+
+/// What snapshots have in common that follow each other.
+fn series(manifest: &Manifest) -> (&str, &str, &str) {
+    (&manifest.source, &manifest.name, &manifest.host)
 }
 
 /// Makes sure that nothing the snapshot rests on is going away: copies what prune has marked since the run began.

@@ -10,7 +10,7 @@ use crate::format::manifest::{ChunkerParams, Item, Manifest, StreamRef, check_it
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
 use crate::limits::{DELTA_DEPTH_MAX, EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, ITEM_LINE_BYTES_MAX};
-use crate::pipeline::delta::Earlier;
+use crate::pipeline::delta::{Candidates, Earlier, Similar};
 use crate::pipeline::packer::{Added, BaseFinder, Packer, Pending};
 use crate::pipeline::read::Reader;
 use crate::pipeline::stream::{BlobBuilder, Shared, StreamWriter};
@@ -65,10 +65,20 @@ pub struct SnapshotWriter {
     paths: Mutex<HashSet<PathHash>>,
     /// Items begun and neither finished nor given up.
     open: AtomicU64,
-    /// Streams of the parent snapshot's larger items, where bases are looked for.
+    /// Larger items of the same in an older snapshot, where bases are looked for.
     earlier: HashMap<PathHash, StreamRef>,
+    /// Where they are looked for in items of other names; none if nothing is compressed against older chunks.
+    similar: Option<Arc<Similar>>,
     reader: Arc<Reader>,
-    deltas: bool,
+}
+
+/// Older snapshots in which bases are looked for.
+#[derive(Debug, Clone, Default)]
+pub struct Older<'m> {
+    /// The newest of the same: there an item is looked for by its path.
+    pub same: Option<&'m Manifest>,
+    /// Others, the most likely first: there an item is recognised by what it is like.
+    pub others: Vec<&'m Manifest>,
 }
 
 /// Item lines in order. Items that finish early wait for those before them.
@@ -79,10 +89,10 @@ struct Lines {
 }
 
 impl SnapshotWriter {
-    /// `marked` are packs that must not be rested on; `parent` is an earlier snapshot of the same.
+    /// `marked` are packs that must not be rested on.
     pub fn new(
         repo: Arc<Repository>,
-        parent: Option<&Manifest>,
+        older: Older<'_>,
         marked: HashSet<ObjectId>,
         options: WriteOptions,
         progress: Progress,
@@ -93,10 +103,13 @@ impl SnapshotWriter {
         let (marked, rests_on) = (Arc::new(marked), Arc::<Mutex<HashSet<ObjectId>>>::default());
         let reader = Arc::new(Reader::new(repo.clone(), 1, Progress::default()).with_written_packs());
         let depth_max = if options.delta { repo.config.delta.depth.min(DELTA_DEPTH_MAX) } else { 0 };
-        let parent = parent.filter(|_| depth_max > 0);
-        let earlier = parent.map_or_else(HashMap::new, |parent| earlier_streams(&reader, parent));
-        let bases =
-            (!earlier.is_empty()).then(|| BaseFinder { reader: reader.clone(), marked: marked.clone(), depth_max });
+        let deltas = depth_max > 0;
+        let same = older.same.filter(|_| deltas);
+        let earlier = same.map_or_else(HashMap::new, |same| earlier_streams(&reader, same));
+        let manifests: Vec<_> = older.same.into_iter().chain(older.others).cloned().collect();
+        let has_older = deltas && !manifests.is_empty();
+        let bases = has_older.then(|| BaseFinder { reader: reader.clone(), marked: marked.clone(), depth_max });
+        let similar = deltas.then(|| Arc::new(Similar::new(reader.clone(), manifests)));
         let packer = Packer::start(repo.clone(), pending.clone(), added.clone(), bases, options.sealers, options.level);
         let shared = Arc::new(Shared {
             repo,
@@ -110,10 +123,10 @@ impl SnapshotWriter {
             standing: Mutex::default(),
             tails: [BlobKind::Data, BlobKind::Meta].map(|kind| Mutex::new(BlobBuilder::new(kind))),
         });
-        let stream = StreamWriter::new(shared.clone(), BlobKind::Meta, None);
+        let stream = StreamWriter::new(shared.clone(), BlobKind::Meta, Candidates::None);
         let lines = Mutex::new(Lines { stream, next: 0, early: BTreeMap::new() });
         let (paths, open) = (Mutex::default(), AtomicU64::new(0));
-        Ok(Self { shared, added, lines, paths, open, earlier, reader, deltas: depth_max > 0 })
+        Ok(Self { shared, added, lines, paths, open, earlier, similar, reader })
     }
 
     /// Why storing failed, if it did.
@@ -192,31 +205,34 @@ impl SnapshotWriter {
     }
 }
 
-/// The parent's items that are worth looking for bases in. Without them a backup is larger, and no less a backup.
-fn earlier_streams(reader: &Reader, parent: &Manifest) -> HashMap<PathHash, StreamRef> {
+/// The items that are worth looking for bases in. Without them a backup is larger, and no less a backup.
+fn earlier_streams(reader: &Reader, same: &Manifest) -> HashMap<PathHash, StreamRef> {
     let mut streams = HashMap::new();
-    let read = reader.each_item(parent, &mut |item| {
+    let read = reader.each_item(same, &mut |item| {
         if item.bytes >= EARLIER_ITEM_BYTES_MIN && streams.len() < EARLIER_ITEMS_MAX {
             streams.insert(path_hash(&item.path), item.stream);
         }
         Ok(())
     });
     if let Err(error) = read {
-        tracing::warn!("the parent snapshot cannot be read, so nothing is compressed against it: {error}");
+        tracing::warn!("the snapshot before cannot be read, so nothing is compressed against it: {error}");
     }
     streams
 }
 
 impl ItemSink for SnapshotWriter {
     fn makes_deltas(&self) -> bool {
-        self.deltas
+        self.similar.is_some()
     }
 
     fn begin<'s>(&'s self, order: u64, path: &str, kind: &str) -> io::Result<Box<dyn ItemStream + 's>> {
         self.check_path(path)?;
-        let earlier =
-            self.earlier.get(&path_hash(path)).map(|stream| Earlier::new(self.reader.clone(), stream.clone()));
-        let stream = StreamWriter::new(self.shared.clone(), BlobKind::Data, earlier);
+        let candidates = match (self.earlier.get(&path_hash(path)), &self.similar) {
+            (Some(stream), _) => Candidates::Earlier(Box::new(Earlier::new(self.reader.clone(), stream.clone()))),
+            (None, Some(similar)) => Candidates::search(similar.clone(), path),
+            (None, None) => Candidates::None,
+        };
+        let stream = StreamWriter::new(self.shared.clone(), BlobKind::Data, candidates);
         self.open.fetch_add(1, Relaxed);
         Ok(Box::new(ItemWriter { writer: self, order, path: path.to_owned(), kind: kind.to_owned(), stream }))
     }

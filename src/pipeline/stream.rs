@@ -15,7 +15,7 @@ use crate::limits::{
     LIST_INLINE_ENTRIES, STANDING_BLOBS,
 };
 use crate::pipeline::PipelineError;
-use crate::pipeline::delta::Earlier;
+use crate::pipeline::delta::Candidates;
 use crate::pipeline::packer::{Blob, Packer, Pending};
 use crate::pipeline::snapshot::Counters;
 use crate::progress::Progress;
@@ -131,7 +131,7 @@ struct Cutter {
     kind: BlobKind,
     blob: BlobBuilder,
     list: ListBuilder,
-    earlier: Option<Earlier>,
+    candidates: Candidates,
     bytes: u64,
     bytes_new: u64,
 }
@@ -146,10 +146,10 @@ pub struct StreamDone {
 }
 
 impl StreamWriter {
-    /// `earlier` is where bases are looked for.
-    pub fn new(shared: Arc<Shared>, kind: BlobKind, earlier: Option<Earlier>) -> Self {
+    /// `candidates` is where bases are looked for.
+    pub fn new(shared: Arc<Shared>, kind: BlobKind, candidates: Candidates) -> Self {
         let list = ListBuilder { shared: shared.clone(), entries: Vec::new(), deeper: None };
-        let cutter = Cutter { blob: BlobBuilder::new(kind), kind, list, earlier, bytes: 0, bytes_new: 0, shared };
+        let cutter = Cutter { blob: BlobBuilder::new(kind), kind, list, candidates, bytes: 0, bytes_new: 0, shared };
         Self { buffer: Vec::new(), hashed: 0, hash: blake3::Hasher::new(), cutter }
     }
 
@@ -227,12 +227,10 @@ impl Cutter {
         let at = self.bytes;
         self.bytes += u64::from(bytes);
         if self.shared.is_stored(&entry) || !self.shared.pending.take(id) {
-            if let Some(earlier) = &mut self.earlier {
-                earlier.anchor(&id, at, bytes);
-            }
+            self.candidates.anchor(&entry, at);
             return Ok(());
         }
-        let bases = self.earlier.as_mut().map_or_else(Vec::new, |earlier| earlier.bases(at, bytes));
+        let bases = self.candidates.bases(&entry, at);
         let bases: Vec<_> = bases.into_iter().filter_map(|entry| self.base(entry)).collect();
         if self.blob.ends_before(plaintext.len(), &bases) {
             self.blob.flush(&self.shared.packer)?;
@@ -354,8 +352,9 @@ impl ListBuilder {
 
     fn spill(&mut self) -> Result<(), PipelineError> {
         let shared = &self.shared;
-        let deeper =
-            self.deeper.get_or_insert_with(|| Box::new(StreamWriter::new(shared.clone(), BlobKind::Meta, None)));
+        let deeper = self
+            .deeper
+            .get_or_insert_with(|| Box::new(StreamWriter::new(shared.clone(), BlobKind::Meta, Candidates::None)));
         deeper.push(&encode_entries(&self.entries))?;
         self.entries.clear();
         Ok(())

@@ -138,6 +138,19 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
+/// Rows of a table of which one in ten changes a day, others each time; 80 bytes each, of which 48 say nothing about others.
+pub fn changing_rows(count: usize, day: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    for row in 0..count {
+        let changes = (0..day).filter(|day| (row * 7919 + day * 104_729) % 10 == 0).count();
+        let noise = noise((row * 1000 + changes) as u64, 24);
+        out.extend_from_slice(format!("{row}\t{changes}\tsome words that every row has\t").as_bytes());
+        noise.iter().for_each(|byte| out.extend_from_slice(format!("{byte:02x}").as_bytes()));
+        out.push(b'\n');
+    }
+    out
+}
+
 pub fn items(list: &[(&str, Vec<u8>)]) -> Items {
     list.iter().map(|(path, bytes)| ((*path).to_owned(), bytes.clone())).collect()
 }

@@ -1,79 +1,63 @@
 //! Finds bases: the chunks of an item's earlier version that stand where a new chunk stands now.
 //!
-//! No sketches and no table of hashes: the earlier chunk list is walked alongside the stream, and the cut points of both
-//! say where the stream is, as most of them survive most changes. So a fresh machine finds the same bases as one with a
-//! full cache. A wrong guess costs bytes, never correctness.
+//! No sketches and no table of hashes: the earlier chunk list is walked alongside the stream (`earlier`), and the cut points of
+//! both say where the stream is. An item of a name that is new is recognised by the lengths of its first chunks among those of
+//! the items that there are (`similar`). So a fresh machine finds the same bases as one with a full cache.
 
+mod align;
+mod earlier;
 mod place;
+mod similar;
 mod window;
 
 use std::sync::Arc;
 
-use crossbeam_channel::bounded;
+use crate::format::manifest::ChunkEntry;
+pub use earlier::Earlier;
+use similar::Search;
+pub use similar::Similar;
 
-use crate::format::manifest::{ChunkEntry, StreamRef};
-use crate::id::ChunkId;
-use crate::pipeline::read::Reader;
-use place::Place;
-use window::Window;
-
-/// Entries handed over at once by the thread that walks the list.
-const BATCH: usize = 256;
-/// Of an earlier chunk that only touches the place, less than this is not worth having.
-const OVERLAP_BYTES_MIN: u64 = 4 << 10;
-
-/// The earlier version of an item, walked alongside the new one.
-pub struct Earlier {
-    window: Window,
-    place: Place,
+/// Where bases are looked for while a stream is written.
+pub enum Candidates {
+    /// Nowhere.
+    None,
+    /// In a version of the item that is known.
+    Earlier(Box<Earlier>),
+    /// Which item it is a version of is still being found out.
+    Search(Box<Search>),
 }
 
-impl Earlier {
-    /// Walks `stream` on a thread of its own, which ends with this value.
-    pub fn new(reader: Arc<Reader>, stream: StreamRef) -> Self {
-        let (send, batches) = bounded(2);
-        std::thread::spawn(move || {
-            let mut batch = Vec::with_capacity(BATCH);
-            let walked = reader.walk(&stream, &mut |depth, entry| {
-                if depth == 0 {
-                    batch.push(entry);
-                    if batch.len() == BATCH && send.send(std::mem::take(&mut batch)).is_err() {
-                        return Err(crate::progress::Cancelled.into());
-                    }
-                }
-                Ok(())
-            });
-            // An earlier version that cannot be read costs its bases, not the backup.
-            if let Err(error) = walked {
-                tracing::debug!("no more bases for a stream: {error}");
-            }
-            let _ = send.send(batch);
-        });
-        Self { window: Window::new(batches), place: Place::default() }
+impl Candidates {
+    /// Those of an item whose path is in no earlier snapshot of the same.
+    pub fn search(similar: Arc<Similar>, path: &str) -> Self {
+        Self::Search(Box::new(Search::new(similar, path)))
     }
 
     /// A chunk of the new stream, at byte `at`, is stored already.
-    pub fn anchor(&mut self, id: &ChunkId, at: u64, bytes: u32) {
-        self.window.slide(self.place.expected(at));
-        self.place.follow(&self.window, Some(id), at, bytes);
+    pub fn anchor(&mut self, entry: &ChunkEntry, at: u64) {
+        match self {
+            Self::None => {}
+            Self::Earlier(earlier) => earlier.anchor(&entry.id, at, entry.bytes),
+            Self::Search(search) => {
+                if let Some(found) = search.follow(entry, true) {
+                    *self = found;
+                }
+            }
+        }
     }
 
-    /// The earlier chunks that stand where a new chunk of `bytes` at byte `at` stands now, in order; often one, or none.
-    pub fn bases(&mut self, at: u64, bytes: u32) -> Vec<ChunkEntry> {
-        self.window.slide(self.place.expected(at));
-        if let Some(numbers) = self.place.follow(&self.window, None, at, bytes) {
-            return numbers.filter_map(|number| self.window.get(number)).map(|known| known.entry).collect();
+    /// The earlier chunks that stand where a new chunk at byte `at` stands now, in order; often one, or none.
+    pub fn bases(&mut self, entry: &ChunkEntry, at: u64) -> Vec<ChunkEntry> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Earlier(earlier) => earlier.bases(at, entry.bytes),
+            Self::Search(search) => {
+                if let Some(found) = search.follow(entry, false) {
+                    *self = found;
+                }
+                Vec::new()
+            }
         }
-        if self.place.is_lost() {
-            return Vec::new();
-        }
-        let (from, to) = (self.place.expected(at), self.place.expected(at + u64::from(bytes)));
-        let touched = (self.window.first_ending_after(from)..).map_while(|number| self.window.get(number));
-        touched
-            .take_while(|known| known.start < to)
-            .filter(|known| known.end().min(to) - known.start.max(from) >= OVERLAP_BYTES_MIN)
-            .map(|known| known.entry)
-            .collect()
     }
 }
 

@@ -13,14 +13,14 @@ use super::window::Window;
 use crate::id::ChunkId;
 
 /// So many cut points of either version may be skipped between two that agree, less one, and what each that is skipped costs.
-const STEPS_MAX: u64 = 3;
-const SKIP_COSTS: i32 = 2;
+pub(super) const STEPS_MAX: u64 = 3;
+pub(super) const SKIP_COSTS: i32 = 2;
 /// Guesses that are kept for a cut point.
 const GUESSES_MAX: usize = 16;
 /// Scores do not climb higher, so that a guess that was right for long is given up in time.
 const SCORE_MAX: i32 = 48;
 /// What a chunk that is found again counts more than one of the same length.
-const SAME_CHUNK: i32 = 8;
+pub(super) const SAME_CHUNK: i32 = 8;
 /// With less than this a guess is an accident.
 const SCORE_MIN: i32 = 8;
 /// Below this other places are looked for in the whole window.
@@ -192,7 +192,7 @@ fn repeats_a_length(window: &Window, number: u64) -> bool {
 
 /// What a link gains whose two distances differ by so many bytes: 8 bits if they are the same, nothing at 3 KiB, and less
 /// and less beyond, where a cut point that was destroyed is the likelier cause.
-fn gain(differ_bytes: u64) -> i32 {
+pub(super) fn gain(differ_bytes: u64) -> i32 {
     let bits = (differ_bytes | 63).ilog2().cast_signed();
     13 - bits - (bits - 10).max(0)
 }

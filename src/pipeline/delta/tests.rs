@@ -2,14 +2,16 @@
 
 use crossbeam_channel::unbounded;
 
-use super::{Earlier, Place, Window};
+use super::earlier::Earlier;
+use super::place::Place;
+use super::window::Window;
 use crate::format::manifest::ChunkEntry;
 use crate::id::ChunkId;
 
 const CHUNK_BYTES_MAX: u64 = 256 << 10;
 
 /// Numbers as good as random (SplitMix64: Steele, Lea and Flood, OOPSLA 2014).
-struct Numbers(u64);
+pub struct Numbers(pub u64);
 
 impl Numbers {
     fn next(&mut self) -> u64 {
@@ -31,8 +33,8 @@ impl Numbers {
 }
 
 /// A chunk of the new version: its bytes, and the earlier chunks it was made of. Nothing was: it is new.
-struct Made {
-    bytes: u64,
+pub struct Made {
+    pub bytes: u64,
     of: Vec<u64>,
     /// It is one earlier chunk, unchanged.
     is_same: bool,
@@ -44,7 +46,7 @@ fn id(number: u64) -> ChunkId {
     ChunkId(bytes)
 }
 
-fn entries(lengths: &[u64]) -> Vec<ChunkEntry> {
+pub fn entries(lengths: &[u64]) -> Vec<ChunkEntry> {
     let entry = |(number, bytes): (u64, &u64)| ChunkEntry { id: id(number), bytes: u32::try_from(*bytes).unwrap() };
     (0..).zip(lengths).map(entry).collect()
 }
@@ -57,7 +59,7 @@ fn walk(earlier: &[ChunkEntry]) -> Earlier {
 
 /// Changes scattered over all chunks: one cut point in `lost_one_in` is lost, and each chunk loses about one byte in
 /// `shrunk_one_in`.
-fn scattered(lengths: &[u64], numbers: &mut Numbers, lost_one_in: u64, shrunk_one_in: u64) -> Vec<Made> {
+pub fn scattered(lengths: &[u64], numbers: &mut Numbers, lost_one_in: u64, shrunk_one_in: u64) -> Vec<Made> {
     let mut made: Vec<Made> = Vec::new();
     let mut is_open = false;
     for (number, bytes) in (0..).zip(lengths) {
@@ -106,7 +108,7 @@ fn least(history: impl Fn(&mut Numbers) -> (Vec<u64>, Vec<Made>)) -> f64 {
     (0..40).map(share).fold(1.0, f64::min)
 }
 
-fn lengths(numbers: &mut Numbers, count: usize) -> Vec<u64> {
+pub fn lengths(numbers: &mut Numbers, count: usize) -> Vec<u64> {
     (0..count).map(|_| numbers.length()).collect()
 }
 

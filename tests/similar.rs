@@ -1,0 +1,91 @@
+//! Items that come under another name: what of them changed rests on what they were.
+
+mod lab;
+
+use std::sync::Arc;
+
+use lab::*;
+use vault::backend::Backend;
+use vault::ops::snapshot::Taken;
+use vault::repo::Repository;
+
+const ROWS: usize = 120_000;
+
+fn dump(day: usize) -> Vec<u8> {
+    changing_rows(ROWS, day)
+}
+
+fn take(repo: &Arc<Repository>, name: &str, items: &Items) -> Taken {
+    try_take(repo, name, jiff::Timestamp::now(), |sink| push(sink, items)).unwrap()
+}
+
+/// What the second day takes where nothing is known of the first but its chunks, and under the same name.
+fn bounds() -> (u64, u64) {
+    let lab = Lab::with_config(|config| config.delta.depth = 0);
+    let repo = lab.open("a");
+    take(&repo, "n", &items(&[("dump", dump(0))]));
+    let plain = take(&repo, "n", &items(&[("dump", dump(1))])).snapshot.manifest.bytes_stored;
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    take(&repo, "n", &items(&[("dump", dump(0))]));
+    let known = take(&repo, "n", &items(&[("dump", dump(1))])).snapshot.manifest.bytes_stored;
+    assert!(known * 3 < plain, "{known} of {plain}: there is something to be won");
+    (plain, known)
+}
+
+#[test]
+fn a_dump_with_its_date_in_its_name_rests_on_the_one_before() {
+    let (plain, known) = bounds();
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    let other = noise(7, 3_000_000);
+    let old = items(&[("dump-2026-11-20.sql", dump(0)), ("other-2026-11-20.bin", other.clone())]);
+    let id = take(&repo, "n", &old).snapshot.id;
+    let more = items(&[("dump-2026-11-20.sql", dump(0)), ("dump-2026-11-21.sql", dump(1)), ("other", other)]);
+    let taken = take(&repo, "n", &more);
+    let stored = taken.snapshot.manifest.bytes_stored;
+    // What came before the dump was recognised, a few chunks, stands alone.
+    assert!(stored < known + (plain - known) / 3, "{stored} bytes, {known} under the same name, {plain} without bases");
+    assert!(taken.bytes_saved_estimate > 0);
+    assert_whole(&lab, &[(id, &old), (taken.snapshot.id, &more)]);
+    prune_now(&repo, 1);
+    assert_whole(&lab, &[(taken.snapshot.id, &more)]);
+}
+
+#[test]
+fn the_same_database_under_another_name_rests_on_what_it_was() {
+    let (plain, known) = bounds();
+    let lab = Lab::new();
+    let first = items(&[("public/orders", dump(0))]);
+    let id = take(&lab.open("a"), "shop", &first).snapshot.id;
+    let second = items(&[("main/orders_new", dump(1))]);
+    let taken = take(&lab.open_cold("b"), "shop-copy", &second);
+    let stored = taken.snapshot.manifest.bytes_stored;
+    assert!(stored < known + (plain - known) / 3, "{stored} bytes, {known} under the same name, {plain} without bases");
+    assert_whole(&lab, &[(id, &first), (taken.snapshot.id, &second)]);
+}
+
+#[test]
+fn what_is_like_nothing_rests_on_nothing() {
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    take(&repo, "n", &items(&[("one", dump(0))]));
+    let other: Vec<u8> = dump(0).iter().rev().copied().collect();
+    let taken = take(&repo, "n", &items(&[("two", other)]));
+    assert_eq!(taken.bytes_saved_estimate, 0);
+}
+
+#[test]
+fn older_snapshots_that_cannot_be_read_cost_bases_and_not_the_backup() {
+    let lab = Lab::new();
+    take(&lab.open("a"), "n", &items(&[("one", dump(0))]));
+    for pack in lab.names("packs/") {
+        let damaged: Vec<u8> = lab.store.get(&pack, None).unwrap().iter().map(|byte| byte ^ 1).collect();
+        lab.store.overwrite(&pack, damaged);
+    }
+    let next = items(&[("two", dump(1))]);
+    let repo = lab.open_cold("b");
+    let taken = take(&repo, "m", &next);
+    assert_eq!(taken.bytes_saved_estimate, 0);
+    assert_eq!(taken.snapshot.manifest.bytes, next["two"].len() as u64);
+}
