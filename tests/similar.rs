@@ -89,3 +89,25 @@ fn older_snapshots_that_cannot_be_read_cost_bases_and_not_the_backup() {
     assert_eq!(taken.bytes_saved_estimate, 0);
     assert_eq!(taken.snapshot.manifest.bytes, next["two"].len() as u64);
 }
+
+#[test]
+fn dumps_that_come_together_rest_on_each_other() {
+    let (plain, known) = bounds();
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    let days: Vec<_> = (0..5).map(dump).collect();
+    let names = ["a/2026-11-20.sql", "a/2026-11-21.sql", "a/2026-11-22.sql", "a/2026-11-23.sql", "a/2026-11-24.sql"];
+    let all: Vec<_> = names.into_iter().zip(days.iter().cloned()).collect();
+    let taken = take(&repo, "n", &items(&all));
+    let alone = Lab::new();
+    let first = take(&alone.open("a"), "n", &items(&all[..1])).snapshot.manifest.bytes_stored;
+    // The second waits for more to be settled, or settles the first; each later one rests on one before it.
+    let more = taken.snapshot.manifest.bytes_stored - first;
+    let bound = plain + 3 * (2 * known + (plain - known) / 3);
+    assert!(more < bound, "{more} bytes more than the first, {known} under the same name, {plain} without bases");
+    let next = items(&[("a/2026-11-25.sql", dump(5))]);
+    let id = take(&repo, "n", &next).snapshot.id;
+    assert_whole(&lab, &[(taken.snapshot.id, &items(&all)), (id, &next)]);
+    prune_now(&repo, 1);
+    assert_whole(&lab, &[(id, &next)]);
+}

@@ -74,6 +74,8 @@ pub struct Packer {
     blobs: Option<Sender<Blob>>,
     threads: Vec<JoinHandle<()>>,
     shared: Arc<Shared>,
+    sealers: usize,
+    level: i32,
 }
 
 struct Shared {
@@ -191,9 +193,7 @@ impl Packer {
         sealers: usize,
         level: i32,
     ) -> Self {
-        let (blobs, blob_queue) = bounded(SEAL_QUEUE_BLOBS);
-        let (sealed, sealed_queue) = bounded(SEAL_QUEUE_BLOBS);
-        let (packs, pack_queue) = bounded(PUT_QUEUE_PACKS);
+        let sealers = sealers.max(1);
         let [spare, spare_sealed] = [(); 2].map(|()| bounded(SEAL_QUEUE_BLOBS + sealers));
         let shared = Arc::new(Shared {
             repo,
@@ -205,31 +205,40 @@ impl Packer {
             supersedes: Mutex::default(),
             bases,
         });
-        let mut threads = Vec::new();
-        for _ in 0..sealers.max(1) {
+        let mut packer = Self { blobs: None, threads: Vec::new(), shared, sealers, level };
+        packer.start_threads();
+        packer
+    }
+
+    fn start_threads(&mut self) {
+        let (shared, level) = (&self.shared, self.level);
+        let (blobs, blob_queue) = bounded(SEAL_QUEUE_BLOBS);
+        let (sealed, sealed_queue) = bounded(SEAL_QUEUE_BLOBS);
+        let (packs, pack_queue) = bounded(PUT_QUEUE_PACKS);
+        for _ in 0..self.sealers {
             let (shared, blob_queue, sealed) = (shared.clone(), blob_queue.clone(), sealed.clone());
-            threads
-                .push(std::thread::spawn(move || shared.run(|shared| seal_blobs(shared, &blob_queue, &sealed, level))));
+            let seal = move || shared.run(|shared| seal_blobs(shared, &blob_queue, &sealed, level));
+            self.threads.push(std::thread::spawn(seal));
         }
-        drop((blob_queue, sealed));
         let uploaders = if shared.repo.backend.properties().is_far() { UPLOADERS_FAR } else { 1 };
         let (returned, empty) = bounded(PUT_QUEUE_PACKS + 1 + uploaders);
         {
             let shared = shared.clone();
             let fill = move || shared.run(|shared| fill_packs(shared, &sealed_queue, &packs, &empty));
-            threads.push(std::thread::spawn(fill));
+            self.threads.push(std::thread::spawn(fill));
         }
         {
             let shared = shared.clone();
             let put = move || shared.run(|shared| put_packs(shared, uploaders, &pack_queue, &returned));
-            threads.push(std::thread::spawn(put));
+            self.threads.push(std::thread::spawn(put));
         }
-        Self { blobs: Some(blobs), threads, shared }
+        self.blobs = Some(blobs);
     }
 
     /// Hands a blob on; waits while the queue is full.
     pub fn push(&self, blob: Blob) -> Result<(), PipelineError> {
-        let blobs = self.blobs.as_ref().expect("finish consumes the packer");
+        // After a failure there may be nobody left to take it.
+        let blobs = self.blobs.as_ref().ok_or(PipelineError::Stopped)?;
         blobs.send(blob).map_err(|_| PipelineError::Stopped)
     }
 
@@ -242,6 +251,17 @@ impl Packer {
     pub fn supersede(&self, index_objects: &[ObjectId]) {
         let mut supersedes = self.shared.supersedes.lock().expect("no code panics while it holds this lock");
         supersedes.extend_from_slice(index_objects);
+    }
+
+    /// Waits until every blob is in a pack, every pack in the store, and every pack in an index object; then takes more.
+    /// If storing failed, [`failure`](Self::failure) says why.
+    pub fn settle(&mut self) -> Result<(), PipelineError> {
+        self.stop();
+        if self.shared.failed() {
+            return Err(PipelineError::Stopped);
+        }
+        self.start_threads();
+        Ok(())
     }
 
     /// Waits until every blob is in a pack, every pack in the store, and every pack in an index object.

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use crate::chunk::Chunker;
 use crate::format::manifest::{ChunkerParams, Item, Manifest, StreamRef, check_item_path};
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
-use crate::limits::{DELTA_DEPTH_MAX, EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, ITEM_LINE_BYTES_MAX};
+use crate::limits::{
+    DELTA_DEPTH_MAX, EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, ITEM_LINE_BYTES_MAX, SIMILAR_ITEM_BYTES_MIN,
+};
 use crate::pipeline::delta::{Candidates, Earlier, Similar};
 use crate::pipeline::packer::{Added, BaseFinder, Packer, Pending};
 use crate::pipeline::read::Reader;
@@ -107,14 +109,13 @@ impl SnapshotWriter {
         let same = older.same.filter(|_| deltas);
         let earlier = same.map_or_else(HashMap::new, |same| earlier_streams(&reader, same));
         let manifests: Vec<_> = older.same.into_iter().chain(older.others).cloned().collect();
-        let has_older = deltas && !manifests.is_empty();
-        let bases = has_older.then(|| BaseFinder { reader: reader.clone(), marked: marked.clone(), depth_max });
+        let bases = deltas.then(|| BaseFinder { reader: reader.clone(), marked: marked.clone(), depth_max });
         let similar = deltas.then(|| Arc::new(Similar::new(reader.clone(), manifests)));
         let packer = Packer::start(repo.clone(), pending.clone(), added.clone(), bases, options.sealers, options.level);
         let shared = Arc::new(Shared {
             repo,
             chunker,
-            packer,
+            packer: RwLock::new(packer),
             pending,
             counters: Counters::default(),
             progress,
@@ -131,7 +132,7 @@ impl SnapshotWriter {
 
     /// Why storing failed, if it did.
     pub fn failure(&self) -> Option<PipelineError> {
-        self.shared.packer.failure()
+        self.shared.packer().failure()
     }
 
     /// Ends the snapshot's data: when this returns, all of it is in packs that index objects list.
@@ -146,14 +147,15 @@ impl SnapshotWriter {
             error => error,
         };
         let finished = lines.stream.finish();
-        let item_lines = finished.map_err(|error| why(&self.shared.packer, error))?.stream;
+        let item_lines = finished.map_err(|error| why(&self.shared.packer(), error))?.stream;
         // An item stream that is still alive would write after the end.
         let shared = Arc::into_inner(self.shared).ok_or(PipelineError::Unfinished)?;
+        let packer = shared.packer.into_inner().expect("no code panics while it holds this lock");
         for tail in &shared.tails {
             let mut tail = tail.lock().expect("no code panics while it holds this lock");
-            tail.flush(&shared.packer).map_err(|error| why(&shared.packer, error))?;
+            tail.flush(&packer).map_err(|error| why(&packer, error))?;
         }
-        shared.packer.finish()?;
+        packer.finish()?;
         let (counters, read) = (&shared.counters, |counter: &AtomicU64| counter.load(Relaxed));
         if read(&counters.items) != lines.next {
             return Err(PipelineError::Unfinished);
@@ -294,6 +296,9 @@ impl ItemStream for ItemWriter<'_> {
             stream: done.stream,
         };
         self.writer.add_line(self.order, &item)?;
+        if let Some(similar) = self.writer.similar.as_ref().filter(|_| item.bytes >= SIMILAR_ITEM_BYTES_MIN) {
+            similar.add(&item.path, &item.stream, item.bytes_new, done.first_chunks);
+        }
         self.writer.open.fetch_sub(1, Relaxed);
         Ok(ItemDone { bytes: done.bytes, hash: done.hash })
     }

@@ -2,9 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
 use crate::chunk::{Chunker, cut_halves};
 use crate::format::manifest::{ChunkEntry, StreamRef, encode_entries};
@@ -12,7 +11,7 @@ use crate::format::pack::{BlobContents, BlobKind};
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{
     BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, CUT_BUFFER_BYTES, DELTA_BLOB_BYTES_MIN,
-    LIST_INLINE_ENTRIES, STANDING_BLOBS,
+    LIST_INLINE_ENTRIES, SIMILAR_FRONT_CHUNKS, STANDING_BLOBS,
 };
 use crate::pipeline::PipelineError;
 use crate::pipeline::delta::Candidates;
@@ -32,7 +31,7 @@ const SIDE_BY_SIDE_BYTES_MIN: usize = 1 << 20;
 pub struct Shared {
     pub repo: Arc<Repository>,
     pub chunker: Chunker,
-    pub packer: Packer,
+    pub packer: RwLock<Packer>,
     pub pending: Arc<Pending>,
     pub counters: Counters,
     pub progress: Progress,
@@ -132,6 +131,8 @@ struct Cutter {
     blob: BlobBuilder,
     list: ListBuilder,
     candidates: Candidates,
+    /// By these other items of the snapshot may be recognised as versions of this one.
+    first_chunks: Vec<ChunkEntry>,
     bytes: u64,
     bytes_new: u64,
 }
@@ -143,13 +144,23 @@ pub struct StreamDone {
     pub bytes: u64,
     pub bytes_new: u64,
     pub hash: blake3::Hash,
+    pub first_chunks: Vec<ChunkEntry>,
 }
 
 impl StreamWriter {
     /// `candidates` is where bases are looked for.
     pub fn new(shared: Arc<Shared>, kind: BlobKind, candidates: Candidates) -> Self {
         let list = ListBuilder { shared: shared.clone(), entries: Vec::new(), deeper: None };
-        let cutter = Cutter { blob: BlobBuilder::new(kind), kind, list, candidates, bytes: 0, bytes_new: 0, shared };
+        let cutter = Cutter {
+            shared,
+            kind,
+            blob: BlobBuilder::new(kind),
+            list,
+            candidates,
+            first_chunks: Vec::new(),
+            bytes: 0,
+            bytes_new: 0,
+        };
         Self { buffer: Vec::new(), hashed: 0, hash: blake3::Hasher::new(), cutter }
     }
 
@@ -188,8 +199,8 @@ impl StreamWriter {
     /// Ends the stream.
     pub fn finish(mut self) -> Result<StreamDone, PipelineError> {
         self.work(true)?;
-        let Cutter { bytes, bytes_new, list, .. } = self.cutter.finish()?;
-        Ok(StreamDone { stream: list.finish()?, bytes, bytes_new, hash: self.hash.finalize() })
+        let Cutter { bytes, bytes_new, list, first_chunks, .. } = self.cutter.finish()?;
+        Ok(StreamDone { stream: list.finish()?, bytes, bytes_new, hash: self.hash.finalize(), first_chunks })
     }
 }
 
@@ -226,14 +237,17 @@ impl Cutter {
         self.list.push(entry)?;
         let at = self.bytes;
         self.bytes += u64::from(bytes);
-        if self.shared.is_stored(&entry) || !self.shared.pending.take(id) {
-            self.candidates.anchor(&entry, at);
+        if self.kind == BlobKind::Data && self.first_chunks.len() < SIMILAR_FRONT_CHUNKS {
+            self.first_chunks.push(entry);
+        }
+        let is_stored = self.shared.is_stored(&entry) || !self.shared.pending.take(id);
+        let bases = self.candidates.follow(&entry, at, is_stored, &|| self.shared.settle())?;
+        if is_stored {
             return Ok(());
         }
-        let bases = self.candidates.bases(&entry, at);
         let bases: Vec<_> = bases.into_iter().filter_map(|entry| self.base(entry)).collect();
         if self.blob.ends_before(plaintext.len(), &bases) {
-            self.blob.flush(&self.shared.packer)?;
+            self.blob.flush(&self.shared.packer())?;
         }
         self.bytes_new += u64::from(bytes);
         self.blob.add_bases(bases);
@@ -258,13 +272,13 @@ impl Cutter {
     fn finish(mut self) -> Result<Self, PipelineError> {
         let shared = &self.shared;
         if self.blob.plaintext.len() >= TAIL_BYTES_MIN {
-            self.blob.flush(&shared.packer)?;
+            self.blob.flush(&shared.packer())?;
         } else if !self.blob.chunks.is_empty() {
             let tail = &shared.tails[self.kind as usize - 1];
             let mut tail = tail.lock().expect("no code panics while it holds this lock");
             let chunks = tail.chunks.len() + self.blob.chunks.len();
             if chunks > BLOB_CHUNKS_MAX || tail.plaintext.len() + self.blob.plaintext.len() > BLOB_BYTES_MAX {
-                tail.flush(&shared.packer)?;
+                tail.flush(&shared.packer())?;
             }
             tail.add_bases(std::mem::take(&mut self.blob.bases));
             tail.chunks.append(&mut self.blob.chunks);
@@ -290,6 +304,21 @@ impl io::Write for StreamWriter {
 }
 
 impl Shared {
+    /// To hand blobs on to.
+    pub fn packer(&self) -> RwLockReadGuard<'_, Packer> {
+        self.packer.read().expect("no code panics while it holds this lock")
+    }
+
+    /// Puts and lists all that was handed on until now, the rests of streams included, so that it can be read and rested on.
+    /// Other streams wait meanwhile.
+    fn settle(&self) -> Result<(), PipelineError> {
+        // Whoever holds a rest may be waiting for the packer, so the rests come first.
+        let mut tails = self.tails.each_ref().map(|tail| tail.lock().expect("no code panics while it holds this lock"));
+        let mut packer = self.packer.write().expect("no code panics while it holds this lock");
+        tails.iter_mut().try_for_each(|tail| tail.flush(&packer))?;
+        packer.settle()
+    }
+
     /// Whether a chunk is in a pack that this backup may rest on, and with it all that its blob rests on. Its length must
     /// agree too.
     pub fn is_stored(&self, entry: &ChunkEntry) -> bool {

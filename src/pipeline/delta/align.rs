@@ -19,6 +19,7 @@ const SURE: i32 = 28;
 const SPAN_MAX: usize = 2;
 
 /// The first chunks of some items.
+#[derive(Default)]
 pub struct Fronts {
     chunks: Vec<FrontChunk>,
     /// Sorted by bytes.
@@ -41,30 +42,28 @@ struct Distance {
 }
 
 impl Fronts {
-    /// Those of each item in turn. Lengths of the longest and lengths that repeat say nothing: chunks of the largest size.
-    pub fn new(items: &[Vec<ChunkEntry>]) -> Self {
-        let mut fronts = Self { chunks: Vec::new(), distances: Vec::new(), begins: Vec::new() };
-        let longest = items.iter().flatten().map(|entry| entry.bytes).max().unwrap_or(0);
-        for (item, chunks) in items.iter().enumerate() {
-            let first = fronts.chunks.len();
-            fronts.begins.push(first);
-            fronts.chunks.extend(chunks.iter().map(|entry| FrontChunk { entry: *entry, item }));
+    /// Adds those of more items. Lengths of `bytes_max`, and lengths that repeat, say nothing.
+    pub fn extend(&mut self, items: impl IntoIterator<Item = Vec<ChunkEntry>>, bytes_max: u32) {
+        for chunks in items {
+            let (item, first) = (self.begins.len(), self.chunks.len());
+            self.begins.push(first);
+            self.chunks.extend(chunks.iter().map(|entry| FrontChunk { entry: *entry, item }));
             let says_nothing =
-                |at: usize| chunks[at].bytes == longest || (at > 0 && chunks[at].bytes == chunks[at - 1].bytes);
+                |at: usize| chunks[at].bytes >= bytes_max || (at > 0 && chunks[at].bytes == chunks[at - 1].bytes);
             for last in 0..chunks.len() {
                 for span in (1..=SPAN_MAX.min(last + 1)).take_while(|span| !says_nothing(last + 1 - span)) {
                     let bytes = bytes_of(&chunks[last + 1 - span..=last]);
-                    fronts.distances.push(Distance { bytes, last: first + last, span });
+                    self.distances.push(Distance { bytes, last: first + last, span });
                 }
             }
         }
-        fronts.distances.sort_unstable_by_key(|distance| distance.bytes);
-        fronts
+        // Stable, as that takes no longer than it must where most is sorted already.
+        self.distances.sort_by_key(|distance| distance.bytes);
     }
 
-    /// A score that no accident reaches.
-    pub fn sure(&self) -> i32 {
-        SURE + self.chunks.len().max(1).ilog2().cast_signed()
+    /// How many chunks there are.
+    pub fn len(&self) -> usize {
+        self.chunks.len()
     }
 
     fn about(&self, bytes: u64) -> &[Distance] {
@@ -76,6 +75,11 @@ impl Fronts {
 
 fn bytes_of(chunks: &[ChunkEntry]) -> u64 {
     chunks.iter().map(|entry| u64::from(entry.bytes)).sum()
+}
+
+/// A score that no accident reaches among so many chunks.
+pub fn sure(chunks: usize) -> i32 {
+    SURE + chunks.max(1).ilog2().cast_signed()
 }
 
 /// The chunks of a new item so far, laid along those of all others.
@@ -90,8 +94,8 @@ pub struct Alignment {
 }
 
 impl Alignment {
-    /// Takes in the next chunk of the new item, with `is_stored` if others may hold the same. `fronts` are the same at every
-    /// call.
+    /// Takes in the next chunk of the new item, with `is_stored` if others may hold the same. `fronts` may only grow between
+    /// calls.
     pub fn add(&mut self, fronts: &Fronts, new: &ChunkEntry, is_stored: bool) {
         self.ends.resize(fronts.chunks.len(), (0, 0));
         self.best.resize(fronts.begins.len(), 0);
@@ -150,17 +154,18 @@ fn skips(count: usize) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Numbers, entries, lengths, scattered};
-    use super::{Alignment, Fronts};
+    use super::{Alignment, Fronts, sure};
     use crate::format::manifest::ChunkEntry;
     use crate::limits::{SIMILAR_CHUNKS_MAX, SIMILAR_FRONT_CHUNKS};
 
     /// After each chunk, how many bits the best score of any item has more than is sure.
     fn beyond_doubt(others: &[Vec<ChunkEntry>], new: &[ChunkEntry]) -> Vec<i32> {
-        let fronts = Fronts::new(others);
+        let mut fronts = Fronts::default();
+        fronts.extend(others.iter().cloned(), 256 << 10);
         let mut alignment = Alignment::default();
         let add = |entry| {
             alignment.add(&fronts, entry, false);
-            *alignment.best().iter().max().unwrap() - fronts.sure()
+            *alignment.best().iter().max().unwrap() - sure(fronts.len())
         };
         new.iter().map(add).collect()
     }

@@ -13,6 +13,7 @@ mod window;
 use std::sync::Arc;
 
 use crate::format::manifest::ChunkEntry;
+use crate::pipeline::PipelineError;
 pub use earlier::Earlier;
 use similar::Search;
 pub use similar::Similar;
@@ -33,31 +34,28 @@ impl Candidates {
         Self::Search(Box::new(Search::new(similar, path)))
     }
 
-    /// A chunk of the new stream, at byte `at`, is stored already.
-    pub fn anchor(&mut self, entry: &ChunkEntry, at: u64) {
+    /// Follows the new stream over a chunk at byte `at`. Returns the earlier chunks that stand where it stands now, in order:
+    /// often one, or none; none of a chunk that `is_stored`, which needs no bases.
+    ///
+    /// `settle` puts and lists what was stored until now, so that it can be read. Its errors are the only ones.
+    pub fn follow(
+        &mut self,
+        entry: &ChunkEntry,
+        at: u64,
+        is_stored: bool,
+        settle: &dyn Fn() -> Result<(), PipelineError>,
+    ) -> Result<Vec<ChunkEntry>, PipelineError> {
         match self {
             Self::None => {}
-            Self::Earlier(earlier) => earlier.anchor(&entry.id, at, entry.bytes),
+            Self::Earlier(earlier) if is_stored => earlier.anchor(&entry.id, at, entry.bytes),
+            Self::Earlier(earlier) => return Ok(earlier.bases(at, entry.bytes)),
             Self::Search(search) => {
-                if let Some(found) = search.follow(entry, true) {
+                if let Some(found) = search.follow(entry, is_stored, settle)? {
                     *self = found;
                 }
             }
         }
-    }
-
-    /// The earlier chunks that stand where a new chunk at byte `at` stands now, in order; often one, or none.
-    pub fn bases(&mut self, entry: &ChunkEntry, at: u64) -> Vec<ChunkEntry> {
-        match self {
-            Self::None => Vec::new(),
-            Self::Earlier(earlier) => earlier.bases(at, entry.bytes),
-            Self::Search(search) => {
-                if let Some(found) = search.follow(entry, false) {
-                    *self = found;
-                }
-                Vec::new()
-            }
-        }
+        Ok(Vec::new())
     }
 }
 

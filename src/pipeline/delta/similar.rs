@@ -2,14 +2,15 @@
 //! to another host.
 
 use std::collections::HashSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use super::Candidates;
-use super::align::{Alignment, Fronts};
+use super::align::{Alignment, Fronts, sure};
 use super::earlier::Earlier;
 use crate::format::manifest::{ChunkEntry, Manifest, StreamRef};
 use crate::limits::{
-    EARLIER_ITEMS_MAX, SIMILAR_CHUNKS_MAX, SIMILAR_FRONT_CHUNKS, SIMILAR_ITEM_BYTES_MIN, SIMILAR_ITEMS_MAX,
+    EARLIER_ITEMS_MAX, SETTLE_BYTES_MIN, SIMILAR_CHUNKS_MAX, SIMILAR_FRONT_CHUNKS, SIMILAR_ITEM_BYTES_MIN,
+    SIMILAR_ITEMS_MAX,
 };
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
@@ -18,36 +19,83 @@ use crate::progress::Cancelled;
 /// With so many chunks a search begins: smaller items are not worth reading the others' lists.
 const CHUNKS_MIN: usize = 4;
 
-/// The items of older snapshots in which new ones may be recognised.
+/// The items in which new ones may be recognised.
 pub struct Similar {
     reader: Arc<Reader>,
     manifests: Vec<Manifest>,
-    known: OnceLock<(Vec<Older>, Fronts)>,
+    /// Those of older snapshots, read when they are needed first.
+    older: OnceLock<Group>,
+    /// Those of the snapshot itself that are finished.
+    own: RwLock<Group>,
 }
 
-/// An item of an older snapshot.
-struct Older {
+#[derive(Default)]
+struct Group {
+    items: Vec<Known>,
+    fronts: Fronts,
+    /// So many of `items`, the first ones, can be read.
+    settled: usize,
+}
+
+impl Group {
+    fn scored(&self, alignment: &Alignment) -> impl Iterator<Item = Scored<'_>> {
+        let scored = |(number, (known, score))| Scored { known, score, is_settled: number < self.settled };
+        self.items.iter().zip(alignment.best().to_vec()).enumerate().map(scored)
+    }
+
+    /// What was new of the items that cannot be read yet.
+    fn waiting_bytes(&self) -> u64 {
+        self.items[self.settled..].iter().map(|item| item.bytes_new).sum()
+    }
+}
+
+/// How well an item agrees, in bits.
+struct Scored<'g> {
+    known: &'g Known,
+    score: i32,
+    is_settled: bool,
+}
+
+#[derive(Default)]
+struct Known {
     path: String,
     stream: StreamRef,
+    /// What of it was new to the store.
+    bytes_new: u64,
 }
 
 impl Similar {
     /// Items are looked for in `manifests`, in this order. Nothing is read before one is needed.
     pub fn new(reader: Arc<Reader>, manifests: Vec<Manifest>) -> Self {
-        Self { reader, manifests, known: OnceLock::new() }
+        Self { reader, manifests, older: OnceLock::new(), own: RwLock::default() }
     }
 
-    fn known(&self) -> &(Vec<Older>, Fronts) {
-        self.known.get_or_init(|| {
+    /// Adds an item of the snapshot itself, with its first chunks. It can be read once the run is settled.
+    pub fn add(&self, path: &str, stream: &StreamRef, bytes_new: u64, first_chunks: Vec<ChunkEntry>) {
+        let mut own = self.own.write().expect("no code panics while it holds this lock");
+        if first_chunks.len() >= CHUNKS_MIN && own.fronts.len() + first_chunks.len() <= SIMILAR_CHUNKS_MAX {
+            own.items.push(Known { path: path.to_owned(), stream: stream.clone(), bytes_new });
+            own.fronts.extend([first_chunks], self.chunk_bytes_max());
+        }
+    }
+
+    fn chunk_bytes_max(&self) -> u32 {
+        self.reader.repo().config.chunker.max
+    }
+
+    fn older(&self) -> &Group {
+        self.older.get_or_init(|| {
             let items = self.items();
             let chunks_each = (SIMILAR_CHUNKS_MAX / items.len().max(1)).min(SIMILAR_FRONT_CHUNKS);
-            let fronts: Vec<_> = items.iter().map(|item| self.first_chunks(&item.stream, chunks_each)).collect();
-            (items, Fronts::new(&fronts))
+            let first_chunks = items.iter().map(|item| self.first_chunks(&item.stream, chunks_each));
+            let mut fronts = Fronts::default();
+            fronts.extend(first_chunks, self.chunk_bytes_max());
+            Group { settled: items.len(), items, fronts }
         })
     }
 
     /// The larger items of all manifests; what is in several of them once.
-    fn items(&self) -> Vec<Older> {
+    fn items(&self) -> Vec<Known> {
         let (mut items, mut known) = (Vec::new(), HashSet::new());
         for (number, manifest) in self.manifests.iter().enumerate() {
             // The lines of the first, the parent, were read before.
@@ -58,7 +106,7 @@ impl Similar {
                 let first = item.stream.entries.first().map(|entry| entry.id);
                 let is_wanted = item.bytes >= SIMILAR_ITEM_BYTES_MIN && items.len() < SIMILAR_ITEMS_MAX;
                 if is_wanted && first.is_some_and(|first| known.insert((first, item.bytes))) {
-                    items.push(Older { path: item.path, stream: item.stream });
+                    items.push(Known { path: item.path, stream: item.stream, bytes_new: 0 });
                 }
                 Ok(())
             });
@@ -92,33 +140,80 @@ pub struct Search {
     path: String,
     /// The first chunks, and which of them were stored already.
     begun: Vec<(ChunkEntry, bool)>,
-    alignment: Alignment,
+    /// Along the items of older snapshots, and along those of this one.
+    alignments: [Alignment; 2],
+}
+
+/// What a search has found.
+enum Found {
+    /// An item that can be read.
+    Item(StreamRef),
+    /// An item of this snapshot that can be read once the run is settled, which is worth it.
+    Unsettled,
+    Nothing,
 }
 
 impl Search {
     /// A search for what `path` is like.
     pub fn new(similar: Arc<Similar>, path: &str) -> Self {
-        Self { similar, path: path.to_owned(), begun: Vec::new(), alignment: Alignment::default() }
+        Self { similar, path: path.to_owned(), begun: Vec::new(), alignments: Default::default() }
     }
 
     /// Takes in the next chunk. Once the search has ended, returns where bases are to be looked for from now on.
-    pub fn follow(&mut self, entry: &ChunkEntry, is_stored: bool) -> Option<Candidates> {
+    ///
+    /// `settle` makes what was stored until now readable.
+    pub fn follow(
+        &mut self,
+        entry: &ChunkEntry,
+        is_stored: bool,
+        settle: &dyn Fn() -> Result<(), PipelineError>,
+    ) -> Result<Option<Candidates>, PipelineError> {
         self.begun.push((*entry, is_stored));
         if self.begun.len() < CHUNKS_MIN {
-            return None;
+            return Ok(None);
         }
-        let similar = self.similar.clone();
-        let (items, fronts) = similar.known();
         let first = if self.begun.len() == CHUNKS_MIN { 0 } else { self.begun.len() - 1 };
-        for (entry, is_stored) in &self.begun[first..] {
-            self.alignment.add(fronts, entry, *is_stored);
+        for number in first..self.begun.len() {
+            self.align(number);
         }
-        let paths = items.iter().map(|item| item.path.as_str());
-        if let Some(found) = choose(paths, self.alignment.best(), fronts.sure(), &self.path) {
-            tracing::debug!("{} is taken for a version of {}", self.path, items[found].path);
-            return Some(Candidates::Earlier(Box::new(self.walk(&items[found].stream))));
+        let mut found = self.find();
+        if matches!(found, Found::Unsettled) && !is_stored {
+            let own = || self.similar.own.write().expect("no code panics while it holds this lock");
+            let count = own().items.len();
+            settle()?;
+            own().settled = count;
+            found = self.find();
         }
-        (items.is_empty() || self.begun.len() >= SIMILAR_FRONT_CHUNKS).then_some(Candidates::None)
+        Ok(match found {
+            Found::Item(stream) => Some(Candidates::Earlier(Box::new(self.walk(&stream)))),
+            _ if self.begun.len() >= SIMILAR_FRONT_CHUNKS => Some(Candidates::None),
+            _ => None,
+        })
+    }
+
+    fn align(&mut self, number: usize) {
+        let (entry, is_stored) = self.begun[number];
+        let [along_older, along_own] = &mut self.alignments;
+        along_older.add(&self.similar.older().fronts, &entry, is_stored);
+        let own = self.similar.own.read().expect("no code panics while it holds this lock");
+        along_own.add(&own.fronts, &entry, is_stored);
+    }
+
+    fn find(&self) -> Found {
+        let older = self.similar.older();
+        let own = self.similar.own.read().expect("no code panics while it holds this lock");
+        let sure = sure(older.fronts.len() + own.fronts.len());
+        let [along_older, along_own] = &self.alignments;
+        let mut scored: Vec<_> = older.scored(along_older).chain(own.scored(along_own)).collect();
+        let Some(found) = choose(&scored, sure, &self.path) else { return Found::Nothing };
+        if !found.is_settled && own.waiting_bytes() >= SETTLE_BYTES_MIN {
+            return Found::Unsettled;
+        }
+        scored.retain(|scored| scored.is_settled);
+        choose(&scored, sure, &self.path).map_or(Found::Nothing, |found| {
+            tracing::debug!("{} is taken for a version of {}", self.path, found.known.path);
+            Found::Item(found.known.stream.clone())
+        })
     }
 
     /// The walk through the earlier version, up to where the new one is.
@@ -139,11 +234,10 @@ impl Search {
 
 /// Of several that agree about as well, as older and newer dumps of the same do, the one whose name is most like `path`, and
 /// of those the last by name: dates sort.
-fn choose<'p>(paths: impl Iterator<Item = &'p str>, scores: &[i32], sure: i32, path: &str) -> Option<usize> {
-    let best = scores.iter().copied().max().filter(|best| *best >= sure)?;
-    let fits = paths.zip(scores).enumerate().filter(|(_, (_, score))| **score * 4 >= best * 3);
-    fits.max_by_key(|(number, (other, _))| (likeness(other, path), *other, std::cmp::Reverse(*number)))
-        .map(|(number, _)| number)
+fn choose<'s, 'g>(scored: &'s [Scored<'g>], sure: i32, path: &str) -> Option<&'s Scored<'g>> {
+    let best = scored.iter().map(|scored| scored.score).max().filter(|best| *best >= sure)?;
+    let fits = scored.iter().filter(|scored| scored.score * 4 >= best * 3);
+    fits.max_by_key(|scored| (likeness(&scored.known.path, path), &scored.known.path))
 }
 
 /// Bytes that two names have in common at their beginnings and at their ends.
@@ -156,16 +250,24 @@ fn likeness(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::choose;
+    use super::{Known, Scored, choose};
 
     #[test]
     fn of_several_the_one_of_the_nearest_name_is_chosen() {
         let paths = ["shop-2026-11-19.sql", "shop-2026-11-21.sql", "shop-2026-11-20.sql", "depot-2026-11-21.sql"];
-        let choose = |scores: &[i32], path| choose(paths.into_iter(), scores, 40, path).map(|number| paths[number]);
-        assert_eq!(choose(&[90, 92, 100, 0], "shop-2026-11-22.sql"), Some(paths[1]), "all agree, the last by name");
-        assert_eq!(choose(&[90, 92, 100, 0], "shop-2026-12-01.sql"), Some(paths[1]));
-        assert_eq!(choose(&[50, 51, 100, 0], "shop-2026-11-22.sql"), Some(paths[2]), "it agrees far better");
-        assert_eq!(choose(&[0, 0, 0, 50], "shop-2026-11-22.sql"), Some(paths[3]), "names alone say nothing");
+        let known = paths.map(|path| Known { path: path.to_owned(), ..Known::default() });
+        let choose = |scores: &[i32], path| {
+            let scored: Vec<_> = known
+                .iter()
+                .zip(scores)
+                .map(|(known, score)| Scored { known, score: *score, is_settled: true })
+                .collect();
+            choose(&scored, 40, path).map(|chosen| paths.iter().position(|path| *path == chosen.known.path).unwrap())
+        };
+        assert_eq!(choose(&[90, 92, 100, 0], "shop-2026-11-22.sql"), Some(1), "all agree, the last by name");
+        assert_eq!(choose(&[90, 92, 100, 0], "shop-2026-12-01.sql"), Some(1));
+        assert_eq!(choose(&[50, 51, 100, 0], "shop-2026-11-22.sql"), Some(2), "it agrees far better");
+        assert_eq!(choose(&[0, 0, 0, 50], "shop-2026-11-22.sql"), Some(3), "names alone say nothing");
         assert_eq!(choose(&[0, 20, 10, 0], "shop-2026-11-22.sql"), None);
     }
 }
