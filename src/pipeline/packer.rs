@@ -103,7 +103,7 @@ pub struct BaseFinder {
 impl BaseFinder {
     /// Sets bases and depth of `contents` and returns the bases' plaintext, concatenated, and how many bytes the blob should
     /// take without. Bases that cannot be had are left out: a blob can do without.
-    fn gather(&self, contents: &mut BlobContents, candidates: Vec<Base>) -> (Joined, usize) {
+    fn gather(&self, opener: &mut Opener, contents: &mut BlobContents, candidates: Vec<Base>) -> (Joined, usize) {
         let alone_bytes = candidates.first().map_or(0, |base| self.alone_bytes(&base.place, contents.raw_bytes()));
         let (mut chosen, mut seen): (Vec<(ChunkEntry, Location)>, _) = (Vec::new(), HashSet::new());
         for candidate in candidates {
@@ -125,10 +125,9 @@ impl BaseFinder {
                 parts.push(place.into());
             }
         }
-        let mut opener = Opener::default();
         let mut bases = Joined::new(bytes);
         for part in parts {
-            match self.reader.part(&mut opener, &part) {
+            match self.reader.part(opener, &part) {
                 Ok(piece) => {
                     self.reader.join(&mut bases, piece);
                     contents.bases.extend(&part.blob.contents.chunks[part.positions]);
@@ -335,7 +334,7 @@ fn seal_blobs(
             Blob::Sealed { contents, stored } => SealedBlob { contents, stored },
             Blob::Plain { mut contents, mut plaintext, candidates } => {
                 let (bases, alone_bytes) = match &shared.bases {
-                    Some(finder) if !candidates.is_empty() => finder.gather(&mut contents, candidates),
+                    Some(finder) if !candidates.is_empty() => finder.gather(sealer.opener(), &mut contents, candidates),
                     _ => (Joined::default(), 0),
                 };
                 let given = Bases { plaintext: bases.bytes(), alone_bytes };

@@ -31,6 +31,8 @@ impl OpenedBlob {
 /// Which blobs of a chain have their chunks compared with their names. Bytes that a wrong base leads to are found out either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Compare {
+    /// None: the caller compares those chunks that it needs.
+    Nothing,
     /// The one that was asked for.
     Last,
     All,
@@ -39,7 +41,11 @@ enum Compare {
 impl Compare {
     /// Whether the blob is one of them for which `depth` others wait.
     fn includes(self, depth: u8) -> bool {
-        depth == 0 || self == Self::All
+        match self {
+            Self::Nothing => false,
+            Self::Last => depth == 0,
+            Self::All => true,
+        }
     }
 }
 
@@ -52,9 +58,14 @@ impl Reader {
         }
     }
 
-    /// The plaintext of chunks whose place is known.
+    /// The plaintext of chunks whose place is known. They are compared with their names, the rest of their blob is not.
     pub fn part(&self, opener: &mut Opener, part: &Part) -> Result<Bytes, PipelineError> {
-        self.piece(opener, part, 0, Compare::Last)
+        let (bytes, range) = self.piece(opener, part, 0, Compare::Nothing)?;
+        let contents = &part.blob.contents;
+        let chunks = &contents.chunks[part.positions.clone()];
+        compare_names(&self.repo.keys, contents.kind, chunks, &bytes[range.clone()])
+            .map_err(|error| damaged(&name_of_blob(&part.blob), &error))?;
+        Ok((bytes, range))
     }
 
     fn piece(&self, opener: &mut Opener, part: &Part, depth: u8, compare: Compare) -> Result<Bytes, PipelineError> {
@@ -130,10 +141,10 @@ impl Reader {
         let keys = &self.repo.keys;
         let opened = opener.open_unnamed(keys, contents, sealed, bases.bytes(), &mut plaintext);
         let opened = opened.and_then(|()| match compare.includes(depth) {
-            true => compare_names(keys, contents, &plaintext),
+            true => compare_names(keys, contents.kind, &contents.chunks, &plaintext),
             false => Ok(()),
         });
-        opened.map_err(|error| damaged(&format!("{} (blob at {})", pack_name(&blob.pack), blob.offset), &error))?;
+        opened.map_err(|error| damaged(&name_of_blob(blob), &error))?;
         self.take_back(bases);
         Ok(Arc::new(plaintext))
     }
@@ -167,7 +178,8 @@ impl Reader {
         let mut kept = take(&mut opened)?;
         if is_named && !kept.is_named {
             drop(opened);
-            compare_names(&self.repo.keys, &blob.contents, &kept.plaintext).ok()?;
+            let contents = &blob.contents;
+            compare_names(&self.repo.keys, contents.kind, &contents.chunks, &kept.plaintext).ok()?;
             kept.is_named = true;
             opened = lock();
             // Somebody else may have opened it meanwhile.
@@ -182,6 +194,10 @@ impl Reader {
         let opened = self.opened.lock().expect("no code panics while it holds this lock");
         opened.iter().any(|kept| kept.is(blob))
     }
+}
+
+fn name_of_blob(blob: &BlobRow) -> String {
+    format!("{} (blob at {})", pack_name(&blob.pack), blob.offset)
 }
 
 /// Opens a blob. If that fails because of one of its bases, it is opened again, so that the error names that one.
