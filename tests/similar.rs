@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use lab::*;
 use vault::backend::Backend;
-use vault::ops::snapshot::Taken;
+use vault::backend::fault::{Failure, Fault, Faults, Rule};
+use vault::backend::recording::CallKind;
+use vault::ops::snapshot::{SnapshotError, Taken};
+use vault::pipeline::PipelineError;
 use vault::repo::Repository;
 
 const ROWS: usize = 120_000;
@@ -110,4 +113,19 @@ fn dumps_that_come_together_rest_on_each_other() {
     assert_whole(&lab, &[(taken.snapshot.id, &items(&all)), (id, &next)]);
     prune_now(&repo, 1);
     assert_whole(&lab, &[(id, &next)]);
+}
+
+#[test]
+fn a_store_that_fails_amid_a_run_is_named_and_leaves_no_backup() {
+    let all = items(&[("a/2026-11-20.sql", dump(0)), ("a/2026-11-21.sql", dump(1)), ("a/2026-11-22.sql", dump(2))]);
+    for (prefix, failure) in [("packs/", Failure::NoSpace), ("index/", Failure::Denied)] {
+        let lab = Lab::new();
+        let rule = Rule::new(CallKind::Put, Fault::FailBefore(failure)).under(prefix).at(1);
+        let repo = lab.open_on("a", Arc::new(Faults::new(lab.store.clone(), [rule])));
+        let error = try_backup(&repo, "n", &all, jiff::Timestamp::now()).unwrap_err();
+        assert!(matches!(error, SnapshotError::Pipeline(PipelineError::Repo(_))), "{prefix}: {error:?}");
+        assert_eq!(lab.names("snapshots/"), Vec::<String>::new());
+        let id = take(&lab.open("a"), "n", &all).snapshot.id;
+        assert_whole(&lab, &[(id, &all)]);
+    }
 }
