@@ -66,12 +66,12 @@ pub const EARLIER_CHUNKS_AHEAD: usize = 2048;
 pub const EARLIER_ITEM_BYTES_MIN: u64 = 64 << 10;
 pub const EARLIER_ITEMS_MAX: usize = 20_000;
 /// An item of a name that is new is recognised among the items of so many older snapshots, by so many first chunks of each:
-/// no more items than this and not smaller, and of their chunks no more than this in all, 100 bytes each. As many of the
-/// snapshot itself.
+/// no more items than this, of no fewer chunks by their size, and of these chunks no more than this in all, 100 bytes each.
+/// As many of the snapshot itself.
 pub const SIMILAR_SNAPSHOTS_MAX: usize = 8;
 pub const SIMILAR_FRONT_CHUNKS: usize = 64;
 pub const SIMILAR_ITEMS_MAX: usize = 2048;
-pub const SIMILAR_ITEM_BYTES_MIN: u64 = 512 << 10;
+pub const SIMILAR_ITEM_CHUNKS_MIN: u64 = 8;
 pub const SIMILAR_CHUNKS_MAX: usize = 32 << 10;
 /// Before an item rests on another of the same snapshot all that was stored is put and listed, if there is so much of it.
 pub const SETTLE_BYTES_MIN: u64 = 16 << 20;

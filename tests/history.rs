@@ -49,6 +49,8 @@ enum Change {
     Nothing,
     /// Some bytes are other ones: chunks that resemble older chunks.
     Edit(u16),
+    /// The same, and the item comes under another name.
+    Rename(u16),
     /// Some bytes come between.
     Insert(u16),
     Fresh(u16),
@@ -129,7 +131,8 @@ struct Step {
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         2 => Just(Change::Nothing),
-        8 => any::<u16>().prop_map(Change::Edit),
+        7 => any::<u16>().prop_map(Change::Edit),
+        2 => any::<u16>().prop_map(Change::Rename),
         2 => any::<u16>().prop_map(Change::Insert),
         2 => any::<u16>().prop_map(Change::Fresh),
         1 => (0..SOURCES.len()).prop_map(Change::CopyOf),
@@ -298,6 +301,11 @@ struct MetHere {
     harmed: u64,
 }
 
+/// The item that changes.
+fn largest(items: &mut Items) -> &mut Vec<u8> {
+    items.values_mut().max_by_key(|bytes| bytes.len()).expect("every source has it")
+}
+
 impl World {
     fn new(history: &History) -> Arc<Self> {
         let mut model = Model::default();
@@ -321,18 +329,23 @@ impl World {
         let seed = |n: u16| 1000 + u64::from(n);
         match *change {
             Change::Nothing => {}
-            Change::Edit(n) => {
-                let bytes = model.now[source].get_mut("a").expect("every source has it");
+            Change::Edit(n) | Change::Rename(n) => {
+                let bytes = largest(&mut model.now[source]);
                 let at = bytes.len() / PLACES * (usize::from(n) % PLACES) + usize::from(n) / PLACES % 1000;
                 bytes[at..at + 64].copy_from_slice(&noise(seed(n), 64));
+                if matches!(change, Change::Rename(_)) {
+                    let bytes = std::mem::take(bytes);
+                    model.now[source].retain(|_, bytes| !bytes.is_empty());
+                    model.now[source].insert(format!("a{}", n % 8), bytes);
+                }
             }
             Change::Insert(n) => {
-                let bytes = model.now[source].get_mut("a").expect("every source has it");
+                let bytes = largest(&mut model.now[source]);
                 let at = usize::from(n) * 5 % bytes.len();
                 bytes.splice(at..at, noise(seed(n), 300));
             }
             Change::Fresh(n) => {
-                model.now[source].insert("a".to_owned(), noise(seed(n), 150 * KB));
+                *largest(&mut model.now[source]) = noise(seed(n), 150 * KB);
             }
             Change::CopyOf(other) => model.now[source] = model.now[other].clone(),
             Change::Items => {
@@ -431,6 +444,8 @@ impl World {
             }
             Action::Prune { last, .. } => {
                 let options = self.prune_options(action).expect("it is a prune");
+                // Both before, for a restore beside it, and after, for what a backup beside it pushed out.
+                self.let_go(*last);
                 let pruned = prune(repo, &options, &Progress::default());
                 self.let_go(*last);
                 match pruned {
@@ -491,7 +506,7 @@ impl World {
         let (copy, known, changed) = {
             let model = self.model.lock().unwrap();
             let mut changed = model.now[source].clone();
-            let bytes = changed.get_mut("a").expect("every source has it");
+            let bytes = largest(&mut changed);
             bytes[..64].copy_from_slice(&noise(nth as u64, 64));
             (Lab::with_store(self.lab.store.fork()), model.known.clone(), changed)
         };

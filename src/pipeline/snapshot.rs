@@ -9,9 +9,7 @@ use crate::chunk::Chunker;
 use crate::format::manifest::{ChunkerParams, Item, Manifest, StreamRef, check_item_path};
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
-use crate::limits::{
-    DELTA_DEPTH_MAX, EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, ITEM_LINE_BYTES_MAX, SIMILAR_ITEM_BYTES_MIN,
-};
+use crate::limits::{DELTA_DEPTH_MAX, EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, ITEM_LINE_BYTES_MAX};
 use crate::pipeline::delta::{Candidates, Earlier, Similar};
 use crate::pipeline::packer::{Added, BaseFinder, Packer, Pending};
 use crate::pipeline::read::Reader;
@@ -296,8 +294,8 @@ impl ItemStream for ItemWriter<'_> {
             stream: done.stream,
         };
         self.writer.add_line(self.order, &item)?;
-        if let Some(similar) = self.writer.similar.as_ref().filter(|_| item.bytes >= SIMILAR_ITEM_BYTES_MIN) {
-            similar.add(&item.path, &item.stream, item.bytes_new, done.first_chunks);
+        if let Some(similar) = &self.writer.similar {
+            similar.add(&item, done.first_chunks);
         }
         self.writer.open.fetch_sub(1, Relaxed);
         Ok(ItemDone { bytes: done.bytes, hash: done.hash })

@@ -7,9 +7,9 @@ use std::sync::{Arc, OnceLock, RwLock};
 use super::Candidates;
 use super::align::{Alignment, Fronts, sure};
 use super::earlier::Earlier;
-use crate::format::manifest::{ChunkEntry, Manifest, StreamRef};
+use crate::format::manifest::{ChunkEntry, Item, Manifest, StreamRef};
 use crate::limits::{
-    EARLIER_ITEMS_MAX, SETTLE_BYTES_MIN, SIMILAR_CHUNKS_MAX, SIMILAR_FRONT_CHUNKS, SIMILAR_ITEM_BYTES_MIN,
+    EARLIER_ITEMS_MAX, SETTLE_BYTES_MIN, SIMILAR_CHUNKS_MAX, SIMILAR_FRONT_CHUNKS, SIMILAR_ITEM_CHUNKS_MIN,
     SIMILAR_ITEMS_MAX,
 };
 use crate::pipeline::PipelineError;
@@ -71,12 +71,17 @@ impl Similar {
     }
 
     /// Adds an item of the snapshot itself, with its first chunks. It can be read once the run is settled.
-    pub fn add(&self, path: &str, stream: &StreamRef, bytes_new: u64, first_chunks: Vec<ChunkEntry>) {
+    pub fn add(&self, item: &Item, first_chunks: Vec<ChunkEntry>) {
         let mut own = self.own.write().expect("no code panics while it holds this lock");
-        if first_chunks.len() >= CHUNKS_MIN && own.fronts.len() + first_chunks.len() <= SIMILAR_CHUNKS_MAX {
-            own.items.push(Known { path: path.to_owned(), stream: stream.clone(), bytes_new });
+        if self.is_worth(item.bytes) && own.fronts.len() + first_chunks.len() <= SIMILAR_CHUNKS_MAX {
+            own.items.push(Known { path: item.path.clone(), stream: item.stream.clone(), bytes_new: item.bytes_new });
             own.fronts.extend([first_chunks], self.chunk_bytes_max());
         }
+    }
+
+    /// Whether an item of so many bytes is large enough to be recognised.
+    fn is_worth(&self, bytes: u64) -> bool {
+        bytes >= SIMILAR_ITEM_CHUNKS_MIN * u64::from(self.reader.repo().config.chunker.avg)
     }
 
     fn chunk_bytes_max(&self) -> u32 {
@@ -104,7 +109,7 @@ impl Similar {
             }
             let read = self.reader.each_item(manifest, &mut |item| {
                 let first = item.stream.entries.first().map(|entry| entry.id);
-                let is_wanted = item.bytes >= SIMILAR_ITEM_BYTES_MIN && items.len() < SIMILAR_ITEMS_MAX;
+                let is_wanted = self.is_worth(item.bytes) && items.len() < SIMILAR_ITEMS_MAX;
                 if is_wanted && first.is_some_and(|first| known.insert((first, item.bytes))) {
                     items.push(Known { path: item.path, stream: item.stream, bytes_new: 0 });
                 }
