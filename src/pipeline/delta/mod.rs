@@ -2,11 +2,12 @@
 //!
 //! No sketches and no table of hashes: the earlier chunk list is walked alongside the stream (`earlier`), and the cut points of
 //! both say where the stream is. An item of a name that is new is recognised by the lengths of its first chunks among those of
-//! the items that there are (`similar`). So a fresh machine finds the same bases as one with a full cache.
+//! the items that there are (`search`). So a fresh machine finds the same bases as one with a full cache.
 
 mod align;
 mod earlier;
 mod place;
+mod search;
 mod similar;
 mod window;
 
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use crate::format::manifest::ChunkEntry;
 use crate::pipeline::PipelineError;
 pub use earlier::Earlier;
-use similar::Search;
+use search::Search;
 pub use similar::Similar;
 
 /// Where bases are looked for while a stream is written.

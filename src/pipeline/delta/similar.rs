@@ -1,23 +1,16 @@
-//! Recognises an item of a name that is new: a dump with its date in its name, a table that was renamed, a database that came
-//! to another host.
+//! The items in which one of a name that is new may be recognised, and their first chunks.
 
 use std::collections::HashSet;
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::Candidates;
-use super::align::{Alignment, Fronts, sure};
-use super::earlier::Earlier;
+use super::align::{Alignment, Fronts};
 use crate::format::manifest::{ChunkEntry, Item, Manifest, StreamRef};
 use crate::limits::{
-    EARLIER_ITEMS_MAX, SETTLE_BYTES_MIN, SIMILAR_CHUNKS_MAX, SIMILAR_FRONT_CHUNKS, SIMILAR_ITEM_CHUNKS_MIN,
-    SIMILAR_ITEMS_MAX,
+    EARLIER_ITEMS_MAX, SIMILAR_CHUNKS_MAX, SIMILAR_FRONT_CHUNKS, SIMILAR_ITEM_CHUNKS_MIN, SIMILAR_ITEMS_MAX,
 };
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
 use crate::progress::Cancelled;
-
-/// With so many chunks a search begins: smaller items are not worth reading the others' lists.
-const CHUNKS_MIN: usize = 4;
 
 /// The items in which new ones may be recognised.
 pub struct Similar {
@@ -29,39 +22,42 @@ pub struct Similar {
     own: RwLock<Group>,
 }
 
+/// Items, and their first chunks.
 #[derive(Default)]
-struct Group {
-    items: Vec<Known>,
-    fronts: Fronts,
+pub struct Group {
+    pub items: Vec<Known>,
+    pub fronts: Fronts,
     /// So many of `items`, the first ones, can be read.
-    settled: usize,
+    pub settled: usize,
 }
 
 impl Group {
-    fn scored(&self, alignment: &Alignment) -> impl Iterator<Item = Scored<'_>> {
+    /// How well each agrees.
+    pub fn scored(&self, alignment: &Alignment) -> impl Iterator<Item = Scored<'_>> {
         let scored = |(number, (known, score))| Scored { known, score, is_settled: number < self.settled };
         self.items.iter().zip(alignment.best().to_vec()).enumerate().map(scored)
     }
 
     /// What was new of the items that cannot be read yet.
-    fn waiting_bytes(&self) -> u64 {
+    pub fn waiting_bytes(&self) -> u64 {
         self.items[self.settled..].iter().map(|item| item.bytes_new).sum()
     }
 }
 
 /// How well an item agrees, in bits.
-struct Scored<'g> {
-    known: &'g Known,
-    score: i32,
-    is_settled: bool,
+pub struct Scored<'g> {
+    pub known: &'g Known,
+    pub score: i32,
+    pub is_settled: bool,
 }
 
+/// An item in which others may be recognised.
 #[derive(Default)]
-struct Known {
-    path: String,
-    stream: StreamRef,
+pub struct Known {
+    pub path: String,
+    pub stream: StreamRef,
     /// What of it was new to the store.
-    bytes_new: u64,
+    pub bytes_new: u64,
 }
 
 impl Similar {
@@ -72,11 +68,25 @@ impl Similar {
 
     /// Adds an item of the snapshot itself, with its first chunks. It can be read once the run is settled.
     pub fn add(&self, item: &Item, first_chunks: Vec<ChunkEntry>) {
-        let mut own = self.own.write().expect("no code panics while it holds this lock");
+        let mut own = self.own_mut();
         if self.is_worth(item.bytes) && own.fronts.len() + first_chunks.len() <= SIMILAR_CHUNKS_MAX {
             own.items.push(Known { path: item.path.clone(), stream: item.stream.clone(), bytes_new: item.bytes_new });
             own.fronts.extend([first_chunks], self.chunk_bytes_max());
         }
+    }
+
+    /// To read them.
+    pub fn reader(&self) -> &Arc<Reader> {
+        &self.reader
+    }
+
+    /// Those of the snapshot itself that are finished.
+    pub fn own(&self) -> RwLockReadGuard<'_, Group> {
+        self.own.read().expect("no code panics while it holds this lock")
+    }
+
+    pub fn own_mut(&self) -> RwLockWriteGuard<'_, Group> {
+        self.own.write().expect("no code panics while it holds this lock")
     }
 
     /// Whether an item of so many bytes is large enough to be recognised.
@@ -88,7 +98,8 @@ impl Similar {
         self.reader.repo().config.chunker.max
     }
 
-    fn older(&self) -> &Group {
+    /// Those of older snapshots.
+    pub fn older(&self) -> &Group {
         self.older.get_or_init(|| {
             let items = self.items();
             let chunks_each = (SIMILAR_CHUNKS_MAX / items.len().max(1)).min(SIMILAR_FRONT_CHUNKS);
@@ -136,143 +147,5 @@ impl Similar {
             Err(error) => tracing::debug!("the chunk list of an older item cannot be read: {error}"),
         }
         chunks
-    }
-}
-
-/// Finds out which item a new one is a version of, while its first chunks pass.
-pub struct Search {
-    similar: Arc<Similar>,
-    path: String,
-    /// The first chunks, and which of them were stored already.
-    begun: Vec<(ChunkEntry, bool)>,
-    /// Along the items of older snapshots, and along those of this one.
-    alignments: [Alignment; 2],
-}
-
-/// What a search has found.
-enum Found {
-    /// An item that can be read.
-    Item(StreamRef),
-    /// An item of this snapshot that can be read once the run is settled, which is worth it.
-    Unsettled,
-    Nothing,
-}
-
-impl Search {
-    /// A search for what `path` is like.
-    pub fn new(similar: Arc<Similar>, path: &str) -> Self {
-        Self { similar, path: path.to_owned(), begun: Vec::new(), alignments: Default::default() }
-    }
-
-    /// Takes in the next chunk. Once the search has ended, returns where bases are to be looked for from now on.
-    ///
-    /// `settle` makes what was stored until now readable.
-    pub fn follow(
-        &mut self,
-        entry: &ChunkEntry,
-        is_stored: bool,
-        settle: &dyn Fn() -> Result<(), PipelineError>,
-    ) -> Result<Option<Candidates>, PipelineError> {
-        self.begun.push((*entry, is_stored));
-        if self.begun.len() < CHUNKS_MIN {
-            return Ok(None);
-        }
-        let first = if self.begun.len() == CHUNKS_MIN { 0 } else { self.begun.len() - 1 };
-        for number in first..self.begun.len() {
-            self.align(number);
-        }
-        let mut found = self.find();
-        if matches!(found, Found::Unsettled) && !is_stored {
-            let own = || self.similar.own.write().expect("no code panics while it holds this lock");
-            let count = own().items.len();
-            settle()?;
-            own().settled = count;
-            found = self.find();
-        }
-        Ok(match found {
-            Found::Item(stream) => Some(Candidates::Earlier(Box::new(self.walk(&stream)))),
-            _ if self.begun.len() >= SIMILAR_FRONT_CHUNKS => Some(Candidates::None),
-            _ => None,
-        })
-    }
-
-    fn align(&mut self, number: usize) {
-        let (entry, is_stored) = self.begun[number];
-        let [along_older, along_own] = &mut self.alignments;
-        along_older.add(&self.similar.older().fronts, &entry, is_stored);
-        let own = self.similar.own.read().expect("no code panics while it holds this lock");
-        along_own.add(&own.fronts, &entry, is_stored);
-    }
-
-    fn find(&self) -> Found {
-        let older = self.similar.older();
-        let own = self.similar.own.read().expect("no code panics while it holds this lock");
-        let sure = sure(older.fronts.len() + own.fronts.len());
-        let [along_older, along_own] = &self.alignments;
-        let mut scored: Vec<_> = older.scored(along_older).chain(own.scored(along_own)).collect();
-        let Some(found) = choose(&scored, sure, &self.path) else { return Found::Nothing };
-        if !found.is_settled && own.waiting_bytes() >= SETTLE_BYTES_MIN {
-            return Found::Unsettled;
-        }
-        scored.retain(|scored| scored.is_settled);
-        choose(&scored, sure, &self.path).map_or(Found::Nothing, |found| {
-            tracing::debug!("{} is taken for a version of {}", self.path, found.known.path);
-            Found::Item(found.known.stream.clone())
-        })
-    }
-
-    /// The walk through the earlier version, up to where the new one is.
-    fn walk(&self, stream: &StreamRef) -> Earlier {
-        let mut earlier = Earlier::new(self.similar.reader.clone(), stream.clone());
-        let mut at = 0;
-        for (entry, is_stored) in &self.begun {
-            if *is_stored {
-                earlier.anchor(&entry.id, at, entry.bytes);
-            } else {
-                earlier.bases(at, entry.bytes);
-            }
-            at += u64::from(entry.bytes);
-        }
-        earlier
-    }
-}
-
-/// Of several that agree about as well, as older and newer dumps of the same do, the one whose name is most like `path`, and
-/// of those the last by name: dates sort.
-fn choose<'s, 'g>(scored: &'s [Scored<'g>], sure: i32, path: &str) -> Option<&'s Scored<'g>> {
-    let best = scored.iter().map(|scored| scored.score).max().filter(|best| *best >= sure)?;
-    let fits = scored.iter().filter(|scored| scored.score * 4 >= best * 3);
-    fits.max_by_key(|scored| (likeness(&scored.known.path, path), &scored.known.path))
-}
-
-/// Bytes that two names have in common at their beginnings and at their ends.
-fn likeness(one: &str, other: &str) -> usize {
-    let same = |pair: &(u8, u8)| pair.0 == pair.1;
-    let begin = one.bytes().zip(other.bytes()).take_while(same).count();
-    let end = one.bytes().rev().zip(other.bytes().rev()).take_while(same).count();
-    begin + end
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Known, Scored, choose};
-
-    #[test]
-    fn of_several_the_one_of_the_nearest_name_is_chosen() {
-        let paths = ["shop-2026-11-19.sql", "shop-2026-11-21.sql", "shop-2026-11-20.sql", "depot-2026-11-21.sql"];
-        let known = paths.map(|path| Known { path: path.to_owned(), ..Known::default() });
-        let choose = |scores: &[i32], path| {
-            let scored: Vec<_> = known
-                .iter()
-                .zip(scores)
-                .map(|(known, score)| Scored { known, score: *score, is_settled: true })
-                .collect();
-            choose(&scored, 40, path).map(|chosen| paths.iter().position(|path| *path == chosen.known.path).unwrap())
-        };
-        assert_eq!(choose(&[90, 92, 100, 0], "shop-2026-11-22.sql"), Some(1), "all agree, the last by name");
-        assert_eq!(choose(&[90, 92, 100, 0], "shop-2026-12-01.sql"), Some(1));
-        assert_eq!(choose(&[50, 51, 100, 0], "shop-2026-11-22.sql"), Some(2), "it agrees far better");
-        assert_eq!(choose(&[0, 0, 0, 50], "shop-2026-11-22.sql"), Some(3), "names alone say nothing");
-        assert_eq!(choose(&[0, 20, 10, 0], "shop-2026-11-22.sql"), None);
     }
 }
