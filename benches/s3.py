@@ -14,9 +14,6 @@ What is to be reached on the same machine: 1.15 times the folder or, where that 
 
 import argparse
 import asyncio
-import datetime
-import hashlib
-import hmac
 import http.client
 import os
 import pathlib
@@ -35,6 +32,10 @@ from measure import Command, run, same_bytes
 from tools import Vault
 
 TREE = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TREE / "tests/servers"))
+
+import sigv4
+
 SLOWER_TARGET, RAW_TARGET = 1.15, 0.8
 RAW_CONNECTIONS = 8
 
@@ -67,29 +68,18 @@ class OnS3(Vault):
 
 
 class Raw:
-    """Plain signed requests (AWS Signature Version 4) on one connection."""
+    """Plain signed requests on one connection."""
 
     def __init__(self, minio):
         self.bucket, self.keys = minio["MINIO_BUCKET"], (minio["MINIO_ACCESS_KEY"], minio["MINIO_SECRET_KEY"])
-        self.host = urllib.parse.urlsplit(minio["MINIO_ENDPOINT"]).netloc
-        self.connection = http.client.HTTPConnection(self.host, blocksize=1 << 20)
+        self.endpoint = minio["MINIO_ENDPOINT"]
+        host = urllib.parse.urlsplit(self.endpoint).netloc
+        self.connection = http.client.HTTPConnection(host, blocksize=1 << 20)
 
     def get(self, key="", query=""):
-        now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-        headers = {"host": self.host, "x-amz-content-sha256": "UNSIGNED-PAYLOAD", "x-amz-date": now}
-        path, names = f"/{self.bucket}/{key}", ";".join(headers)
-        lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
-        request = f"GET\n{path}\n{query}\n{lines}\n{names}\nUNSIGNED-PAYLOAD"
-        scope = f"{now[:8]}/us-east-1/s3/aws4_request"
-        secret = b"AWS4" + self.keys[1].encode()
-        for part in scope.split("/"):
-            secret = hmac.digest(secret, part.encode(), "sha256")
-        signed = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-        signature = hmac.digest(secret, signed.encode(), "sha256").hex()
-        headers["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={self.keys[0]}/{scope}, SignedHeaders={names}, Signature={signature}"
-        )
-        self.connection.request("GET", f"{path}?{query}" if query else path, headers=headers)
+        path = f"/{self.bucket}/{key}" + (f"?{query}" if query else "")
+        headers = sigv4.signed_headers("GET", self.endpoint + path, *self.keys, "s3")
+        self.connection.request("GET", path, headers=headers)
         answer = self.connection.getresponse()
         if answer.status != 200:
             raise OSError(f"{path}: {answer.status} {answer.read()[:300]}")
