@@ -20,9 +20,9 @@
 //! bytes, where every buffer is as full as it can be and the allocator keeps some between them; 149 MB for 400 MB of random bytes
 //! into S3. Argon2id takes 64 MiB once, before any of these exists.
 //!
-//! Whoever reads holds [`OPENED_BYTES`] of opened blobs for each opener, a window of four blobs that is being opened, two that
-//! wait, and for each step of a chain of blobs the bases of one, up to [`BASE_BYTES_MAX`]: 130 MB for a restore at the end of
-//! chains of eight, 76 MB without chains. Of a far store (S3) come [`FETCHED_BYTES`] as stored, what is on its way included. A
+//! Whoever reads holds [`OPENED_BYTES`] of opened blobs for each opener, a window of two blobs that is being opened, two that
+//! wait, and for each step of a chain of blobs the bases of one, up to [`BASE_BYTES_MAX`]; and [`FORESEEN_ENTRIES`] of the plan:
+//! 109 MB for a restore at the end of chains of eight, 77 MB without chains. Of a far store (S3) come [`FETCHED_BYTES`] as stored, what is on its way included. A
 //! check holds a pack a thread beside that. A backup that compresses against an older one reads with one opener: 140 MB in all.
 //!
 //! `prune`, `check`, `stats` and `diff` hold, beside what a restore does, the tables of all chunks: 16 bytes for each of at
@@ -144,10 +144,17 @@ pub const PUT_QUEUE_PACKS: usize = 0;
 pub const UPLOADERS_FAR: usize = 2;
 /// Blobs of which a backup remembers that they have all their bases.
 pub const STANDING_BLOBS: usize = 64 << 10;
-/// Bytes of opened blobs that a reader keeps for each of its openers. Where a place changed every day, what is there now lies
-/// in blobs of many days, which rest on each other: after 31 days a restore opens 8 times as many bytes as the blobs have
-/// with 16 MB in all, twice as many with 32 MB, 1.3 times with 48 MB (docs/decisions/delta.md).
-pub const OPENED_BYTES: usize = 16 << 20;
+/// Bytes of opened blobs that a reader keeps for each of its openers: of each what will be asked for again, as far as that is
+/// known. Where a place changed every day, what is there now lies in blobs of many days, which rest on each other: after 31 days
+/// a restore opens 1.25 times as many bytes as the blobs have with 32 MiB in all, 1.15 times with 40, 1.1 times with 48
+/// (docs/decisions/delta.md).
+pub const OPENED_BYTES: usize = 20 << 20;
+
+/// How far ahead a reader knows what a stream will ask for: so many bytes of it, windows, and chunks and bases of the blobs that
+/// these lead to, 50 bytes each. What will be asked for again that soon is kept, as far as [`OPENED_BYTES`] go.
+pub const FORESEEN_BYTES: usize = 256 << 20;
+pub const FORESEEN_WINDOWS: usize = 1024;
+pub const FORESEEN_ENTRIES: usize = 96 << 10;
 
 /// Blobs of one pack that lie this close together are fetched in one request.
 pub const FETCH_GAP_BYTES: u32 = 128 << 10;
@@ -156,10 +163,10 @@ pub const PIECE_BYTES_MIN: u32 = 256 << 10;
 pub const PIECE_BYTES_MAX: u32 = 1 << 20;
 /// Bytes of packs, as stored, that a reader keeps of a far store beside what is on its way.
 pub const FETCHED_BYTES: usize = 12 << 20;
-/// Whoever reads a stream of a far store plans so many stored bytes ahead, and windows of four blobs; twice this is fetched or
+/// Whoever reads a stream of a far store plans so many stored bytes ahead, and windows of two blobs; twice this is fetched or
 /// on its way, beside the windows that wait for an opener: less than [`FETCHED_BYTES`].
 pub const PLANNED_BYTES: usize = 3 << 20;
-pub const PLANNED_WINDOWS: usize = 64;
+pub const PLANNED_WINDOWS: usize = 128;
 /// Packs of which is remembered how far they were read.
 pub const RUNS_KEPT: usize = 64;
 

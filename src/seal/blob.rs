@@ -6,7 +6,8 @@ use zstd::zstd_safe::{CCtx, CParameter, DCtx, ResetDirective};
 
 use crate::format::manifest::ChunkEntry;
 use crate::format::pack::{BlobContents, BlobKind};
-use crate::seal::boxed::{Compression, OpenError, inflate, open_box, seal_box};
+pub use crate::seal::boxed::OpenError;
+use crate::seal::boxed::{Compression, inflate, open_box, seal_box};
 use crate::seal::keys::{Keys, Kind};
 
 /// The standard level, with tables that fit a core's cache beside everything else that goes on: measured on 525 MB of text

@@ -1,55 +1,58 @@
-//! Opens blobs after those that they rest on, and keeps what may be asked for again.
+//! Opens blobs after those that they rest on.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, MutexGuard};
 
+use super::kept::Kept;
 use super::parts::{Bytes, Joined, Part};
 use super::{Reader, missing_chunk, stream_error};
 use crate::format::manifest::ChunkEntry;
-use crate::id::ObjectId;
-use crate::limits::{DELTA_DEPTH_MAX, OPENED_BYTES};
+use crate::limits::DELTA_DEPTH_MAX;
 use crate::pipeline::PipelineError;
 use crate::repo::index::{BlobRow, Location};
 use crate::repo::{RepoError, damaged, pack_name};
-use crate::seal::blob::{Opener, compare_names};
+use crate::seal::blob::{OpenError, Opener, compare_names};
 
-/// A blob that was opened.
-pub(super) struct OpenedBlob {
-    pack: ObjectId,
-    offset: u32,
-    plaintext: Arc<Vec<u8>>,
-    /// Whether its chunks were compared with their names.
-    is_named: bool,
+/// What a blob is opened for.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    /// How many blobs wait for this one.
+    depth: u8,
+    /// The window of the plan, if there is one.
+    window: Option<u64>,
+    /// Whether every chunk of every blob on the way is compared with its name, so that the error names the one at fault. Bytes
+    /// that a wrong base leads to are found out either way.
+    compare: bool,
 }
 
-impl OpenedBlob {
-    fn is(&self, blob: &BlobRow) -> bool {
-        self.pack == blob.pack && self.offset == blob.offset
+impl Step {
+    fn first(window: Option<u64>) -> Self {
+        Self { depth: 0, window, compare: false }
+    }
+
+    fn deeper(self) -> Self {
+        Self { depth: self.depth + 1, ..self }
     }
 }
 
-/// Which blobs of a chain have their chunks compared with their names. Bytes that a wrong base leads to are found out either way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compare {
-    /// None: the caller compares those chunks that it needs.
-    Nothing,
-    /// The one that was asked for.
-    Last,
-    All,
+/// Somebody opens a blob: when this is dropped, it is kept or not wanted, or it failed.
+struct Opening<'r> {
+    reader: &'r Reader,
+    blob: &'r BlobRow,
 }
 
-impl Compare {
-    /// Whether the blob is one of them for which `depth` others wait.
-    fn includes(self, depth: u8) -> bool {
-        match self {
-            Self::Nothing => false,
-            Self::Last => depth == 0,
-            Self::All => true,
-        }
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.reader.kept().end_opening(self.blob);
+        self.reader.opened.notify_all();
     }
 }
 
 impl Reader {
+    pub(super) fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().expect("no code panics while it holds this lock")
+    }
+
     fn locate_base(&self, base: &ChunkEntry, depth: u8) -> Result<Location, PipelineError> {
         let find = || self.repo.index.find_base(base, depth, |_| true);
         match find() {
@@ -58,155 +61,171 @@ impl Reader {
         }
     }
 
-    /// The plaintext of chunks whose place is known. They are compared with their names, the rest of their blob is not.
+    /// The plaintext of chunks whose place is known.
     pub fn part(&self, opener: &mut Opener, part: &Part) -> Result<Bytes, PipelineError> {
-        let (bytes, range) = self.piece(opener, part, 0, Compare::Nothing)?;
-        let contents = &part.blob.contents;
-        let chunks = &contents.chunks[part.positions.clone()];
-        compare_names(&self.repo.keys, contents.kind, chunks, &bytes[range.clone()])
-            .map_err(|error| damaged(&name_of_blob(&part.blob), &error))?;
-        Ok((bytes, range))
+        let piece = self.piece(opener, part, None, None);
+        self.verified(opener, part, piece)
     }
 
-    fn piece(&self, opener: &mut Opener, part: &Part, depth: u8, compare: Compare) -> Result<Bytes, PipelineError> {
-        let plaintext = self.fetch_and_open(opener, &part.blob, depth, compare, !part.is_whole())?;
-        Ok((plaintext, part.blob.range_of(&part.positions)))
-    }
-
-    /// `keep` says that somebody may come back for more of it.
-    fn fetch_and_open(
+    /// The plaintext of chunks, not compared with their names. `sealed` is their blob, if it was fetched.
+    pub(super) fn piece(
         &self,
         opener: &mut Opener,
-        blob: &BlobRow,
-        depth: u8,
-        compare: Compare,
-        keep: bool,
-    ) -> Result<Arc<Vec<u8>>, PipelineError> {
-        let is_named = compare.includes(depth);
-        if let Some(plaintext) = self.kept(blob, is_named) {
-            return Ok(plaintext);
-        }
-        let sealed = self.fetcher.get(blob).map_err(RepoError::from)?;
-        let mut plaintext = self.open_at(opener, blob, &sealed, depth, compare)?;
-        if keep {
-            // What is kept takes no more memory than it counts for.
-            if plaintext.capacity() > plaintext.len() / 4 * 5 {
-                let exact = Arc::new(plaintext.as_slice().to_vec());
-                self.give_back(std::mem::replace(&mut plaintext, exact));
+        part: &Part,
+        sealed: Option<&[u8]>,
+        window: Option<u64>,
+    ) -> Result<Bytes, PipelineError> {
+        self.step(opener, part, sealed, Step::first(window))
+    }
+
+    /// Compares chunks with their names. If that or opening them failed because of one of the bases, they are opened again, so
+    /// that the error names that one.
+    pub(super) fn verified(
+        &self,
+        opener: &mut Opener,
+        part: &Part,
+        piece: Result<Bytes, PipelineError>,
+    ) -> Result<Bytes, PipelineError> {
+        let compared = |(bytes, range): Bytes| {
+            self.compare(&part.blob, &part.positions, &bytes[range.clone()])?;
+            Ok((bytes, range))
+        };
+        match piece.and_then(compared) {
+            Err(PipelineError::Repo(RepoError::Damaged { .. })) if !part.blob.contents.bases.is_empty() => {
+                let step = Step { depth: 0, window: None, compare: true };
+                self.step(opener, part, None, step).and_then(compared)
             }
-            self.keep(blob, &plaintext, is_named);
+            other => other,
         }
-        Ok(plaintext)
+    }
+
+    fn compare(&self, blob: &BlobRow, positions: &Range<usize>, plaintext: &[u8]) -> Result<(), PipelineError> {
+        let chunks = &blob.contents.chunks[positions.clone()];
+        compare_names(&self.repo.keys, blob.contents.kind, chunks, plaintext).map_err(|error| in_blob(blob, &error))
+    }
+
+    fn step(
+        &self,
+        opener: &mut Opener,
+        part: &Part,
+        sealed: Option<&[u8]>,
+        step: Step,
+    ) -> Result<Bytes, PipelineError> {
+        let blob = &*part.blob;
+        let mut kept = self.kept();
+        if let Some(window) = step.window {
+            kept.ask(window, part);
+        }
+        loop {
+            if let Some(bytes) = kept.get(part, step.compare) {
+                return Ok(bytes);
+            }
+            if kept.begin_opening(blob) {
+                break;
+            }
+            // A blob rests on less deep ones only: nobody waits for who is waiting.
+            kept = self.opened.wait(kept).expect("no code panics while it holds this lock");
+        }
+        drop(kept);
+        let _opening = Opening { reader: self, blob };
+        let plaintext = match sealed {
+            Some(sealed) => self.open_after_bases(opener, blob, sealed, step)?,
+            None => {
+                let sealed = self.fetcher.get(blob).map_err(RepoError::from)?;
+                self.open_after_bases(opener, blob, &sealed, step)?
+            }
+        };
+        // Without a plan, who has read a part may come back for more.
+        let keep_all = step.window.is_none() && !part.is_whole();
+        Ok((self.keep(blob, plaintext, keep_all, step.compare), blob.range_of(&part.positions)))
     }
 
     /// Fetches and opens a blob, and keeps it for those that rest on it.
     pub(crate) fn open_chained(&self, opener: &mut Opener, blob: &BlobRow) -> Result<Arc<Vec<u8>>, PipelineError> {
-        blame(blob, |compare| self.fetch_and_open(opener, blob, 0, compare, true))
+        let all = Part { positions: 0..blob.contents.chunks.len(), blob: Arc::new(blob.clone()) };
+        let piece = self.piece(opener, &all, None, None);
+        let (plaintext, _) = self.verified(opener, &all, piece)?;
+        Ok(if self.kept().is_held(blob) { plaintext } else { self.keep(blob, plaintext, true, true) })
     }
 
-    /// Opens a blob, after its bases.
+    /// Opens a blob that was fetched, after its bases.
     pub(crate) fn open(
         &self,
         opener: &mut Opener,
         blob: &BlobRow,
         sealed: &[u8],
     ) -> Result<Arc<Vec<u8>>, PipelineError> {
-        blame(blob, |compare| self.open_at(opener, blob, sealed, 0, compare))
+        let plaintext = self.open_after_bases(opener, blob, sealed, Step::first(None))?;
+        self.compare(blob, &(0..blob.contents.chunks.len()), &plaintext)?;
+        Ok(plaintext)
     }
 
-    /// `depth` counts how many blobs wait for this one.
-    fn open_at(
+    fn open_after_bases(
         &self,
         opener: &mut Opener,
         blob: &BlobRow,
         sealed: &[u8],
-        depth: u8,
-        compare: Compare,
+        step: Step,
     ) -> Result<Arc<Vec<u8>>, PipelineError> {
         let contents = &blob.contents;
-        if depth > DELTA_DEPTH_MAX {
+        if step.depth > DELTA_DEPTH_MAX {
             return Err(stream_error("its chunks rest on each other too deep"));
         }
-        let mut parts: Vec<Part> = Vec::new();
-        for base in &contents.bases {
-            if !parts.last_mut().is_some_and(|part| part.extend(base)) {
-                parts.push(self.locate_base(base, contents.depth)?.into());
-            }
-        }
+        let planned = step.window.and_then(|_| self.kept().bases_of(blob));
+        let parts = planned.map_or_else(|| self.locate_bases(blob), Ok)?;
         let mut bases = Joined::new(contents.bases.iter().map(|base| base.bytes as usize).sum());
-        for part in &parts {
-            self.join(&mut bases, self.piece(opener, part, depth + 1, compare)?);
+        for part in &*parts {
+            self.join(&mut bases, self.step(opener, part, None, step.deeper())?);
         }
         let mut plaintext = self.spare_buffer();
-        let keys = &self.repo.keys;
-        let opened = opener.open_unnamed(keys, contents, sealed, bases.bytes(), &mut plaintext);
-        let opened = opened.and_then(|()| match compare.includes(depth) {
-            true => compare_names(keys, contents.kind, &contents.chunks, &plaintext),
-            false => Ok(()),
-        });
-        opened.map_err(|error| damaged(&name_of_blob(blob), &error))?;
+        let opened = opener.open_unnamed(&self.repo.keys, contents, sealed, bases.bytes(), &mut plaintext);
+        opened.map_err(|error| in_blob(blob, &error))?;
+        if step.compare {
+            self.compare(blob, &(0..contents.chunks.len()), &plaintext)?;
+        }
         self.take_back(bases);
         Ok(Arc::new(plaintext))
     }
 
-    /// Keeps an opened blob for whoever asks for it next.
-    pub(super) fn keep(&self, blob: &BlobRow, plaintext: &Arc<Vec<u8>>, is_named: bool) {
-        let new = OpenedBlob { pack: blob.pack, offset: blob.offset, plaintext: plaintext.clone(), is_named };
-        let mut opened = self.opened.lock().expect("no code panics while it holds this lock");
-        opened.push_back(new);
-        let mut bytes: usize = opened.iter().map(|kept| kept.plaintext.len()).sum();
-        let mut oldest = Vec::new();
-        while bytes > OPENED_BYTES * self.openers
-            && let Some(kept) = opened.pop_front()
-        {
-            bytes -= kept.plaintext.len();
-            oldest.push(kept.plaintext);
+    fn locate_bases(&self, blob: &BlobRow) -> Result<Arc<[Part]>, PipelineError> {
+        let mut parts: Vec<Part> = Vec::new();
+        for base in &blob.contents.bases {
+            if !parts.last_mut().is_some_and(|part| part.extend(base)) {
+                parts.push(self.locate_base(base, blob.contents.depth)?.into());
+            }
         }
-        drop(opened);
-        oldest.into_iter().for_each(|plaintext| self.give_back(plaintext));
+        Ok(parts.into())
     }
 
-    /// A blob that is still open; the ones used last are kept longest. With `is_named` its chunks have been compared with
-    /// their names.
-    pub(super) fn kept(&self, blob: &BlobRow, is_named: bool) -> Option<Arc<Vec<u8>>> {
-        let lock = || self.opened.lock().expect("no code panics while it holds this lock");
-        let take = |opened: &mut VecDeque<OpenedBlob>| {
-            let at = opened.iter().position(|kept| kept.is(blob))?;
-            opened.remove(at)
-        };
-        let mut opened = lock();
-        let mut kept = take(&mut opened)?;
-        if is_named && !kept.is_named {
-            drop(opened);
-            let contents = &blob.contents;
-            compare_names(&self.repo.keys, contents.kind, &contents.chunks, &kept.plaintext).ok()?;
-            kept.is_named = true;
-            opened = lock();
-            // Somebody else may have opened it meanwhile.
-            take(&mut opened);
+    /// Keeps of an opened blob what will be asked for, or all of it. Returns it.
+    fn keep(&self, blob: &BlobRow, plaintext: Arc<Vec<u8>>, all: bool, is_named: bool) -> Arc<Vec<u8>> {
+        let whole = 0..blob.contents.chunks.len();
+        let wanted = if all { vec![whole.clone()] } else { self.kept().wanted(blob) };
+        if wanted.is_empty() {
+            return plaintext;
         }
-        let plaintext = kept.plaintext.clone();
-        opened.push_back(kept);
-        Some(plaintext)
+        let (plaintext, kept) = if wanted != [whole] {
+            let mut copied = Vec::with_capacity(wanted.iter().map(|run| blob.range_of(run).len()).sum());
+            wanted.iter().for_each(|run| copied.extend_from_slice(&plaintext[blob.range_of(run)]));
+            (plaintext, Arc::new(copied))
+        } else if plaintext.capacity() > plaintext.len() / 4 * 5 {
+            // What is kept takes no more memory than it counts for.
+            let exact = Arc::new(plaintext.as_slice().to_vec());
+            self.give_back(plaintext);
+            (exact.clone(), exact)
+        } else {
+            (plaintext.clone(), plaintext)
+        };
+        let gone = self.kept().keep(blob, kept, wanted, is_named);
+        gone.into_iter().for_each(|plaintext| self.give_back(plaintext));
+        plaintext
     }
 
     pub(super) fn is_opened(&self, blob: &BlobRow) -> bool {
-        let opened = self.opened.lock().expect("no code panics while it holds this lock");
-        opened.iter().any(|kept| kept.is(blob))
+        self.kept().is_held(blob)
     }
 }
 
-fn name_of_blob(blob: &BlobRow) -> String {
-    format!("{} (blob at {})", pack_name(&blob.pack), blob.offset)
-}
-
-/// Opens a blob. If that fails because of one of its bases, it is opened again, so that the error names that one.
-fn blame(
-    blob: &BlobRow,
-    mut open: impl FnMut(Compare) -> Result<Arc<Vec<u8>>, PipelineError>,
-) -> Result<Arc<Vec<u8>>, PipelineError> {
-    match open(Compare::Last) {
-        Err(PipelineError::Repo(RepoError::Damaged { .. })) if !blob.contents.bases.is_empty() => open(Compare::All),
-        other => other,
-    }
+fn in_blob(blob: &BlobRow, error: &OpenError) -> PipelineError {
+    damaged(&format!("{} (blob at {})", pack_name(&blob.pack), blob.offset), error).into()
 }

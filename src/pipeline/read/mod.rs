@@ -1,14 +1,16 @@
 //! Streams out of the store. One thread walks the chunk list and plans, openers fetch and open blobs side by side, the
 //! calling thread gets the plaintext in order. Everything is authenticated and re-hashed before anybody sees it.
 //!
-//! `parts` are pieces of opened blobs, `chain` opens a blob after those that it rests on, `plan` decides what is read next.
+//! `parts` are pieces of opened blobs, `plan` decides what is read next, `chain` opens a blob after those that it rests on,
+//! `kept` is what of them the plan comes back to.
 
 mod chain;
+mod kept;
 mod parts;
 mod plan;
 
-use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::collections::HashSet;
+use std::sync::{Arc, Condvar, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
@@ -16,7 +18,7 @@ use crate::backend::BackendError;
 use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry, Item, Manifest, StreamRef, decode_entries};
 use crate::format::pack::BlobKind;
 use crate::id::ChunkId;
-use crate::limits::{FETCH_GAP_BYTES, ITEM_LINE_BYTES_MAX, STREAM_DEPTH_MAX};
+use crate::limits::{FETCH_GAP_BYTES, ITEM_LINE_BYTES_MAX, OPENED_BYTES, STREAM_DEPTH_MAX};
 use crate::pipeline::fetch::{Extent, Fetcher};
 use crate::pipeline::{PathHash, PipelineError, path_hash};
 use crate::progress::Progress;
@@ -24,9 +26,9 @@ use crate::repo::index::{BlobRow, Location};
 use crate::repo::{RepoError, Repository, pack_name};
 use crate::seal::blob::Opener;
 
-use chain::OpenedBlob;
+use kept::Kept;
 pub use parts::{Bytes, Joined, Part};
-use plan::{Batch, Planned, Planner, WINDOW_BYTES};
+use plan::{Batch, Foreseen, Planned, Planner, WINDOW_BYTES, Window};
 
 /// Reads streams of one repository. Usable from several threads at once; they share the opened blobs.
 pub struct Reader {
@@ -34,22 +36,25 @@ pub struct Reader {
     openers: usize,
     progress: Progress,
     fetcher: Fetcher,
-    /// Blobs that may be asked for again, the ones used last at the end.
-    opened: Mutex<VecDeque<OpenedBlob>>,
+    /// What of opened blobs may be asked for again.
+    kept: Mutex<Kept>,
+    /// Notified when a blob has been opened.
+    opened: Condvar,
     /// Buffers to be filled again, the ones used last at the end: they are still in the processor's cache.
     spare: Mutex<Vec<Vec<u8>>>,
 }
 
-struct Job {
-    window: Vec<Part>,
+struct Job<'r> {
+    window: Window<'r>,
     done: Sender<Result<Vec<Bytes>, PipelineError>>,
 }
 
 impl Reader {
     /// `openers` is the number of threads that fetch and open for one stream.
     pub fn new(repo: Arc<Repository>, openers: usize, progress: Progress) -> Self {
-        let fetcher = Fetcher::new(repo.clone());
-        Self { repo, openers: openers.max(1), progress, fetcher, opened: Mutex::default(), spare: Mutex::default() }
+        let (fetcher, openers) = (Fetcher::new(repo.clone()), openers.max(1));
+        let kept = Mutex::new(Kept::new(OPENED_BYTES * openers));
+        Self { repo, openers, progress, fetcher, kept, opened: Condvar::new(), spare: Mutex::default() }
     }
 
     /// Reads packs that this host wrote itself from its own disk, where they are still there. Not for who wants to know what
@@ -109,14 +114,14 @@ impl Reader {
             let mut opener = Opener::default();
             for entry in &stream.entries {
                 if let Some(window) = planner.add(*entry)? {
-                    self.hand_out(self.open_window(&mut opener, window)?, out)?;
+                    self.hand_out(self.open_window(&mut opener, &window, None)?, out)?;
                 }
             }
-            return self.hand_out(self.open_window(&mut opener, planner.rest())?, out);
+            return self.hand_out(self.open_window(&mut opener, &planner.rest(), None)?, out);
         }
         std::thread::scope(|scope| {
             let (jobs, job_queue) = bounded::<Job>(self.openers);
-            let (order, order_queue) = bounded::<Receiver<Result<Vec<Bytes>, PipelineError>>>(self.openers);
+            let (order, order_queue) = bounded::<Receiver<Result<Vec<Bytes>, PipelineError>>>(2 * self.openers);
             let (ahead, pieces) = unbounded::<Extent>();
             if self.fetcher.is_far() {
                 for _ in 0..self.repo.backend.properties().parallel_requests {
@@ -130,8 +135,10 @@ impl Reader {
                 scope.spawn(move || {
                     let mut opener = Opener::default();
                     for Job { window, done } in job_queue {
+                        let opened = self.open_window(&mut opener, &window.parts, Some(window.number));
+                        drop(window);
                         // The reader may have given up.
-                        let _ = done.send(self.open_window(&mut opener, window));
+                        let _ = done.send(opened);
                     }
                 });
             }
@@ -165,17 +172,18 @@ impl Reader {
         Ok(())
     }
 
-    fn plan(
-        &self,
+    fn plan<'r>(
+        &'r self,
         kind: BlobKind,
         stream: &StreamRef,
-        jobs: &Sender<Job>,
+        jobs: &Sender<Job<'r>>,
         order: &Sender<Receiver<Result<Vec<Bytes>, PipelineError>>>,
         ahead: &Sender<Extent>,
     ) -> Result<(), PipelineError> {
         let mut planner = Planner::new(self, kind);
         let mut planned = Planned { reader: self, ahead, next: Batch::default(), announced: Batch::default() };
-        let send = |window: Vec<Part>| -> Result<(), PipelineError> {
+        let mut foreseen = Foreseen::new(self);
+        let send = |window: Window<'r>| -> Result<(), PipelineError> {
             let (done, result) = bounded(1);
             // Either end hangs up only when the reader has given up; its error is the one that counts.
             let sent = order.send(result).is_ok() && jobs.send(Job { window, done }).is_ok();
@@ -186,14 +194,21 @@ impl Reader {
                 return Ok(());
             }
             match planner.add(entry)? {
-                Some(window) => planned.add(window).into_iter().try_for_each(&send),
+                Some(window) => {
+                    let mut nearest = foreseen.add(window).into_iter();
+                    nearest.try_for_each(|window| planned.add(window).into_iter().try_for_each(&send))
+                }
                 None => Ok(()),
             }
         });
         // What comes before a piece that cannot be found is handed out all the same.
-        let last = if walked.is_ok() { planned.add(planner.rest()) } else { Vec::new() };
-        let sent = last.into_iter().chain(planned.announce()).chain(planned.announce()).try_for_each(send);
-        walked.and(sent)
+        if walked.is_ok() {
+            foreseen.push(planner.rest());
+        }
+        let mut rest = foreseen.into_rest();
+        let sent = rest.try_for_each(|window| planned.add(window).into_iter().try_for_each(&send));
+        let sent = sent.and_then(|()| planned.announce().into_iter().try_for_each(&send));
+        walked.and(sent.and_then(|()| planned.announce().into_iter().try_for_each(&send)))
     }
 
     fn locate(&self, entry: &ChunkEntry, kind: BlobKind) -> Result<Location, PipelineError> {
@@ -227,7 +242,7 @@ impl Reader {
     /// The plaintext of one chunk: a range of its blob's.
     pub(crate) fn chunk(&self, kind: BlobKind, entry: &ChunkEntry) -> Result<Bytes, PipelineError> {
         let part = Part::from(self.locate(entry, kind)?);
-        let mut bytes = self.open_window(&mut Opener::default(), vec![part])?;
+        let mut bytes = self.open_window(&mut Opener::default(), &[part], None)?;
         Ok(bytes.pop().expect("one part in, one run of bytes out"))
     }
 
@@ -236,67 +251,111 @@ impl Reader {
         &self.repo
     }
 
-    /// Fetches and opens the blobs of a window. What cannot be had where the index says is looked for elsewhere.
-    fn open_window(&self, opener: &mut Opener, window: Vec<Part>) -> Result<Vec<Bytes>, PipelineError> {
-        let mut blobs: Vec<(Arc<BlobRow>, Option<Arc<Vec<u8>>>)> = Vec::new();
-        for part in &window {
-            if !blobs.iter().any(|(blob, _)| blob.is(&part.blob)) {
-                blobs.push((part.blob.clone(), self.kept(&part.blob, true)));
+    /// The plaintext of the parts of a window, which the plan calls by `number`. What cannot be had where the index says is
+    /// looked for elsewhere.
+    fn open_window(
+        &self,
+        opener: &mut Opener,
+        parts: &[Part],
+        number: Option<u64>,
+    ) -> Result<Vec<Bytes>, PipelineError> {
+        let mut pieces = self.pieces_kept(parts, number);
+        let is_missing = |part: &Part, piece: &Option<Bytes>| piece.is_none() && !part.positions.is_empty();
+        let mut blobs: Vec<Arc<BlobRow>> = Vec::new();
+        for (part, piece) in parts.iter().zip(&pieces) {
+            if is_missing(part, piece) && !blobs.iter().any(|blob| blob.is(&part.blob)) {
+                blobs.push(part.blob.clone());
             }
         }
         let mut failures: Vec<(Arc<BlobRow>, PipelineError)> = Vec::new();
-        let mut at = 0;
-        while at < blobs.len() {
-            if blobs[at].1.is_some() {
-                at += 1;
-                continue;
-            }
-            let run = run_length(&blobs[at..]);
-            let rows: Vec<&BlobRow> = blobs[at..at + run].iter().map(|(blob, _)| &**blob).collect();
+        let mut left = &blobs[..];
+        while !left.is_empty() {
+            let (run, rest) = left.split_at(run_length(left));
+            left = rest;
+            let rows: Vec<&BlobRow> = run.iter().map(|blob| &**blob).collect();
             match self.fetcher.get_run(&rows).map_err(RepoError::from) {
                 Err(error @ RepoError::Backend(BackendError::Unreachable { .. } | BackendError::Denied { .. })) => {
                     return Err(error.into());
                 }
                 Err(error) => {
                     let detail = error.to_string();
-                    failures.push((blobs[at].0.clone(), error.into()));
-                    for (blob, _) in &blobs[at + 1..at + run] {
+                    failures.push((run[0].clone(), error.into()));
+                    for blob in &run[1..] {
                         let name = pack_name(&blob.pack);
                         failures.push((blob.clone(), RepoError::Damaged { name, detail: detail.clone() }.into()));
                     }
                 }
                 Ok(sealed) => {
-                    for ((blob, plaintext), sealed) in blobs[at..at + run].iter_mut().zip(sealed) {
-                        match self.open(opener, blob, &sealed) {
-                            Ok(opened) => {
-                                if !used_up(blob, &window) {
-                                    self.keep(blob, &opened, true);
-                                }
-                                *plaintext = Some(opened);
-                            }
-                            Err(error) => failures.push((blob.clone(), error)),
+                    for (blob, sealed) in run.iter().zip(sealed) {
+                        let wanted = parts.iter().zip(&mut pieces).filter(|(part, _)| part.blob.is(blob));
+                        if let Err(error) = self.open_parts(opener, wanted, &sealed, number) {
+                            failures.push((blob.clone(), error));
                         }
                     }
                 }
             }
-            at += run;
         }
-        let mut out = Vec::with_capacity(window.len());
-        for part in window {
-            let (_, opened) = blobs.iter().find(|(blob, _)| blob.is(&part.blob)).expect("it was added above");
-            if let Some(plaintext) = opened {
-                out.push((plaintext.clone(), part.blob.range_of(&part.positions)));
-                continue;
-            }
-            let at = failures.iter().position(|(blob, _)| blob.is(&part.blob)).expect("not opened is failed");
+        let mut out = Vec::with_capacity(parts.len());
+        for (part, piece) in parts.iter().zip(pieces) {
+            let failed = match piece.map(|piece| self.verified(opener, part, Ok(piece))) {
+                Some(Ok(bytes)) => {
+                    out.push(bytes);
+                    continue;
+                }
+                Some(Err(error)) => error,
+                None => {
+                    let at = failures.iter().position(|(blob, _)| blob.is(&part.blob));
+                    failures.swap_remove(at.expect("not opened is failed")).1
+                }
+            };
             for entry in &part.blob.contents.chunks[part.positions.clone()] {
                 match self.chunk_elsewhere(opener, entry, &part.blob) {
                     Some(bytes) => out.push(bytes),
-                    None => return Err(failures.swap_remove(at).1),
+                    None => return Err(failed),
                 }
             }
         }
         Ok(out)
+    }
+
+    /// What is kept of a window that is being opened.
+    fn pieces_kept(&self, parts: &[Part], number: Option<u64>) -> Vec<Option<Bytes>> {
+        let mut kept = self.kept();
+        if let Some(number) = number {
+            kept.begin_window(number);
+            // All of them first: what the window takes itself need not be kept for it.
+            parts.iter().for_each(|part| kept.ask(number, part));
+        }
+        parts.iter().map(|part| kept.get(part, false)).collect()
+    }
+
+    /// Opens a blob for parts of it.
+    fn open_parts<'p>(
+        &self,
+        opener: &mut Opener,
+        parts: impl Iterator<Item = (&'p Part, &'p mut Option<Bytes>)>,
+        sealed: &[u8],
+        number: Option<u64>,
+    ) -> Result<(), PipelineError> {
+        let mut whole: Option<Arc<Vec<u8>>> = None;
+        for (part, piece) in parts {
+            if piece.is_some() {
+                continue;
+            }
+            if let Some(whole) = &whole {
+                *piece = Some((whole.clone(), part.blob.range_of(&part.positions)));
+                continue;
+            }
+            let opened = match self.piece(opener, part, Some(sealed), number) {
+                Ok(opened) => opened,
+                failed => self.verified(opener, part, failed)?,
+            };
+            if opened.0.len() == part.blob.contents.raw_bytes() {
+                whole = Some(opened.0.clone());
+            }
+            *piece = Some(opened);
+        }
+        Ok(())
     }
 
     /// A chunk from another pack than the one of `bad`, if there is a good copy; or from there, if what it rests on is found
@@ -372,18 +431,12 @@ impl Reader {
     }
 }
 
-/// Whether a window takes a blob whole: a stream rarely comes back to one of these.
-fn used_up(blob: &BlobRow, window: &[Part]) -> bool {
-    let used: usize = window.iter().filter(|part| part.blob.is(blob)).map(|part| part.positions.len()).sum();
-    used >= blob.contents.chunks.len()
-}
-
 /// How many blobs from the first on lie close enough together, in order, to be fetched in one request.
-fn run_length(blobs: &[(Arc<BlobRow>, Option<Arc<Vec<u8>>>)]) -> usize {
-    let next_to = |pair: &[(Arc<BlobRow>, Option<Arc<Vec<u8>>>)]| {
-        let (before, after) = (&pair[0].0, &pair[1].0);
+fn run_length(blobs: &[Arc<BlobRow>]) -> usize {
+    let next_to = |pair: &[Arc<BlobRow>]| {
+        let (before, after) = (&pair[0], &pair[1]);
         let end = before.offset + before.stored;
-        pair[1].1.is_none() && before.pack == after.pack && after.offset >= end && after.offset - end <= FETCH_GAP_BYTES
+        before.pack == after.pack && after.offset >= end && after.offset - end <= FETCH_GAP_BYTES
     };
     1 + blobs.windows(2).take_while(|pair| next_to(pair)).count()
 }

@@ -4,13 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Reader;
-use super::plan::WINDOW_BLOBS;
 use crate::format::manifest::ChunkEntry;
 use crate::limits::BLOB_BYTES_MAX;
+use crate::pipeline::stream::BlobPlace;
 use crate::repo::index::{BlobRow, Location};
 
 /// Buffers that wait to be filled again.
-const SPARE_BUFFERS: usize = 2 * WINDOW_BLOBS;
+const SPARE_BUFFERS: usize = 8;
 /// Others would have to grow, or hold more than they are needed for.
 const SPARE_BYTES: Range<usize> = BLOB_BYTES_MAX / 2..BLOB_BYTES_MAX * 2;
 
@@ -112,6 +112,11 @@ impl Location {
 }
 
 impl BlobRow {
+    /// What the blob is told from others by.
+    pub(super) fn place(&self) -> BlobPlace {
+        (self.pack, self.offset)
+    }
+
     /// Whether this is the same blob, in the same pack.
     pub fn is(&self, other: &Self) -> bool {
         self.pack == other.pack && self.offset == other.offset

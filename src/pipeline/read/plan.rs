@@ -1,6 +1,6 @@
 //! What is read next: windows of a stream, and what a far store is asked for beforehand.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -9,15 +9,15 @@ use super::Reader;
 use super::parts::Part;
 use crate::format::manifest::ChunkEntry;
 use crate::format::pack::BlobKind;
-use crate::limits::{PLANNED_BYTES, PLANNED_WINDOWS};
+use crate::limits::{FORESEEN_BYTES, FORESEEN_ENTRIES, FORESEEN_WINDOWS, PLANNED_BYTES, PLANNED_WINDOWS};
 use crate::pipeline::PipelineError;
 use crate::pipeline::fetch::Extent;
 use crate::pipeline::stream::BlobPlace;
 use crate::repo::index::BlobRow;
 
 /// A window of a stream is opened as one piece of work: at most this many blobs, and about this many bytes.
-pub(super) const WINDOW_BLOBS: usize = 4;
-pub(super) const WINDOW_BYTES: usize = 4 << 20;
+pub(super) const WINDOW_BLOBS: usize = 2;
+pub(super) const WINDOW_BYTES: usize = 2 << 20;
 
 /// Gathers entries into windows.
 pub(super) struct Planner<'r> {
@@ -62,31 +62,108 @@ impl<'r> Planner<'r> {
     }
 }
 
+/// A window of a stream that will be opened, as the plan knows it: until this is dropped, what it will ask for is kept.
+pub(super) struct Window<'r> {
+    reader: &'r Reader,
+    pub(super) number: u64,
+    pub(super) parts: Vec<Part>,
+    /// The blobs that it asks for, and those that these rest on.
+    places: Vec<BlobPlace>,
+}
+
+impl<'r> Window<'r> {
+    fn new(reader: &'r Reader, parts: Vec<Part>) -> Self {
+        let number = reader.kept().next_window();
+        let mut window = Self { reader, number, parts: Vec::new(), places: Vec::new() };
+        window.need(&parts);
+        window.parts = parts;
+        window
+    }
+
+    fn need(&mut self, parts: &[Part]) {
+        for part in parts {
+            if self.reader.kept().plan(self.number, part) {
+                self.places.push(part.blob.place());
+                self.need(&self.reader.foreseen_bases(&part.blob));
+            }
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.blob.range_of(&part.positions).len()).sum()
+    }
+}
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        let unwanted = self.reader.kept().end_window(self.number, &self.places);
+        unwanted.into_iter().for_each(|plaintext| self.reader.give_back(plaintext));
+    }
+}
+
+/// Windows that are known long before they are opened, so that what they will ask for is kept.
+pub(super) struct Foreseen<'r> {
+    reader: &'r Reader,
+    windows: VecDeque<Window<'r>>,
+    bytes: usize,
+}
+
+impl<'r> Foreseen<'r> {
+    pub(super) fn new(reader: &'r Reader) -> Self {
+        Self { reader, windows: VecDeque::new(), bytes: 0 }
+    }
+
+    pub(super) fn push(&mut self, parts: Vec<Part>) {
+        let window = Window::new(self.reader, parts);
+        self.bytes += window.bytes();
+        self.windows.push_back(window);
+    }
+
+    /// Adds a window; returns those that need not wait any longer.
+    pub(super) fn add(&mut self, parts: Vec<Part>) -> Vec<Window<'r>> {
+        self.push(parts);
+        let mut nearest = Vec::new();
+        while (self.bytes > FORESEEN_BYTES
+            || self.windows.len() > FORESEEN_WINDOWS
+            || self.reader.kept().entries_planned() > FORESEEN_ENTRIES)
+            && let Some(window) = self.windows.pop_front()
+        {
+            self.bytes -= window.bytes();
+            nearest.push(window);
+        }
+        nearest
+    }
+
+    pub(super) fn into_rest(self) -> impl Iterator<Item = Window<'r>> {
+        self.windows.into_iter()
+    }
+}
+
 /// Windows whose blobs, and all that these rest on, are fetched before anybody opens them. Each is held back until those after it
 /// have been announced. Of a store that is near nothing is fetched beforehand.
-pub(super) struct Planned<'r> {
+pub(super) struct Planned<'r, 'a> {
     pub(super) reader: &'r Reader,
-    pub(super) ahead: &'r Sender<Extent>,
-    pub(super) next: Batch,
-    pub(super) announced: Batch,
+    pub(super) ahead: &'a Sender<Extent>,
+    pub(super) next: Batch<'r>,
+    pub(super) announced: Batch<'r>,
 }
 
 /// Windows that are announced together.
 #[derive(Default)]
-pub(super) struct Batch {
-    windows: Vec<Vec<Part>>,
+pub(super) struct Batch<'r> {
+    windows: Vec<Window<'r>>,
     extents: Vec<Extent>,
     blobs: HashSet<BlobPlace>,
     bytes: usize,
 }
 
-impl Planned<'_> {
+impl<'r> Planned<'r, '_> {
     /// Adds a window; returns those that may be opened now.
-    pub(super) fn add(&mut self, window: Vec<Part>) -> Vec<Vec<Part>> {
+    pub(super) fn add(&mut self, window: Window<'r>) -> Vec<Window<'r>> {
         if !self.reader.fetcher.is_far() {
             return vec![window];
         }
-        for part in &window {
+        for part in &window.parts {
             self.need(&part.blob);
         }
         self.next.windows.push(window);
@@ -95,7 +172,7 @@ impl Planned<'_> {
     }
 
     /// Announces what was added, and returns the windows that were announced before.
-    pub(super) fn announce(&mut self) -> Vec<Vec<Part>> {
+    pub(super) fn announce(&mut self) -> Vec<Window<'r>> {
         for piece in self.reader.fetcher.announce(std::mem::take(&mut self.next.extents)) {
             if let Err(unsent) = self.ahead.send(piece) {
                 self.reader.fetcher.give_up(&unsent.0);
@@ -106,25 +183,43 @@ impl Planned<'_> {
 
     /// Adds a blob and what it rests on. Whoever opens it says what cannot be found.
     fn need(&mut self, blob: &BlobRow) {
-        let place = (blob.pack, blob.offset);
+        let place = blob.place();
         if self.announced.blobs.contains(&place) || self.reader.is_opened(blob) || !self.next.blobs.insert(place) {
             return;
         }
         self.next.extents.push(Extent::of(blob));
         self.next.bytes += blob.stored as usize;
-        let mut last: Option<Part> = None;
-        for base in &blob.contents.bases {
-            if !last.as_mut().is_some_and(|part| part.extend(base)) {
-                last = self.reader.repo.index.find_base(base, blob.contents.depth, |_| true).map(Part::from);
-                if let Some(part) = &last {
-                    self.need(&part.blob);
-                }
-            }
+        for part in &*self.reader.foreseen_bases(blob) {
+            self.need(&part.blob);
         }
     }
 }
 
 impl Reader {
+    /// Where the bases of a blob lie, as far as the local index knows: whoever opens it says what cannot be found.
+    fn foreseen_bases(&self, blob: &BlobRow) -> Arc<[Part]> {
+        if blob.contents.bases.is_empty() {
+            return Arc::default();
+        }
+        if let Some(known) = self.kept().bases_of(blob) {
+            return known;
+        }
+        let mut parts: Vec<Part> = Vec::new();
+        let mut are_all_found = true;
+        for base in &blob.contents.bases {
+            if !parts.last_mut().is_some_and(|part| part.extend(base)) {
+                let found = self.repo.index.find_base(base, blob.contents.depth, |_| true);
+                are_all_found &= found.is_some();
+                parts.extend(found.map(Part::from));
+            }
+        }
+        let parts: Arc<[Part]> = parts.into();
+        if are_all_found {
+            self.kept().set_bases(blob, parts.clone());
+        }
+        parts
+    }
+
     /// Fetches what the plan announces, as long as somebody is waiting for it.
     pub(super) fn fetch_pieces(&self, pieces: &Receiver<Extent>) {
         for piece in pieces {

@@ -27,7 +27,7 @@ use crate::seal::keys::Keys;
 use tables::{ObjectRows, TableError, Tables};
 
 /// A blob as the index knows it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlobRow {
     pub pack: ObjectId,
     pub offset: u32,
