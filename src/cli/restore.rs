@@ -1,6 +1,7 @@
 //! `vault restore`.
 
 mod files;
+mod out;
 mod postgres;
 mod stream;
 

@@ -1,10 +1,8 @@
 //! `vault restore` of files.
 
-use std::io::{self, Write};
-
-use anyhow::Context as _;
 use serde_json::json;
 
+use super::out::Output;
 use super::{Outcome, Run};
 use crate::cli::exit::usage;
 use crate::cli::screen::{many, size};
@@ -71,17 +69,17 @@ fn to_stdout(run: &Run<'_>) -> anyhow::Result<Outcome> {
     let [path] = &run.args.include[..] else {
         return Err(usage("name the file to write to standard output: --include PATH, as `vault show` lists it"));
     };
-    let mut out = io::stdout().lock();
     let mut bytes = None;
     run.items.each_item(&mut |item| {
         if item.path == *path && item.kind == "file" {
             run.context.progress.add_bytes_total(item.bytes);
-            run.items.read_item(&item, &mut out)?;
+            let mut out = Output::new(item.bytes)?;
+            let restored = run.items.read_item(&item, &mut out);
+            out.end(restored)?;
             bytes = Some(item.bytes);
         }
         Ok(())
     })?;
-    out.flush().context("standard output")?;
     let Some(bytes) = bytes else {
         return Err(usage(format!("no file {path:?} in the snapshot: `vault show` lists what there is")));
     };

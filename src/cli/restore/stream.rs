@@ -1,10 +1,9 @@
 //! `vault restore` of a stream.
 
-use std::io::{self, Write};
-
 use anyhow::Context as _;
 use serde_json::json;
 
+use super::out::Output;
 use super::{Outcome, Run, files};
 use crate::cli::exit::usage;
 use crate::cli::screen::size;
@@ -20,9 +19,9 @@ pub fn run(run: &Run<'_>) -> anyhow::Result<Outcome> {
     }
     let bytes = run.snapshot.manifest.bytes;
     run.context.progress.add_bytes_total(bytes);
-    let mut out = io::stdout().lock();
-    run.items.each_item(&mut |item| run.items.read_item(&item, &mut out))?;
-    out.flush().context("standard output")?;
+    let mut out = Output::new(bytes).context("standard output")?;
+    let restored = run.items.each_item(&mut |item| run.items.read_item(&item, &mut out));
+    out.end(restored)?;
     let text = format!("restored {}, verified,", size(bytes));
     Ok(Outcome { text, fields: json!({ "bytes": bytes }), ..Outcome::default() })
 }
