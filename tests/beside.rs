@@ -313,6 +313,13 @@ fn an_index_object_that_was_replaced_before_its_writer_noted_it_is_not_added() {
 
 #[test]
 fn a_restore_that_began_before_a_prune_finds_bases_that_were_moved() {
+    // Each repository cuts elsewhere: in some a window of the restore comes back to a blob that has moved.
+    for _ in 0..8 {
+        a_restore_finds_moved_bases();
+    }
+}
+
+fn a_restore_finds_moved_bases() {
     let lab = Lab::new();
     let repo = lab.open("a");
     let first = items(&[("i", noise(1, MB)), ("lost", noise(2, MB))]);

@@ -297,22 +297,21 @@ impl Reader {
         }
         let mut out = Vec::with_capacity(parts.len());
         for (part, piece) in parts.iter().zip(pieces) {
-            let failed = match piece.map(|piece| self.verified(opener, part, Ok(piece))) {
+            let wrong = match piece.map(|piece| self.verified(opener, part, Ok(piece))) {
                 Some(Ok(bytes)) => {
                     out.push(bytes);
                     continue;
                 }
-                Some(Err(error)) => error,
-                None => {
-                    let at = failures.iter().position(|(blob, _)| blob.is(&part.blob));
-                    failures.swap_remove(at.expect("not opened is failed")).1
-                }
+                Some(Err(error)) => Some(error),
+                None => None,
             };
             for entry in &part.blob.contents.chunks[part.positions.clone()] {
-                match self.chunk_elsewhere(opener, entry, &part.blob) {
-                    Some(bytes) => out.push(bytes),
-                    None => return Err(failed),
-                }
+                let Some(bytes) = self.chunk_elsewhere(opener, entry, &part.blob) else {
+                    // A blob fails once for all its parts, and those before this one were found elsewhere.
+                    let failed = || failures.into_iter().find(|(blob, _)| blob.is(&part.blob));
+                    return Err(wrong.or_else(|| Some(failed()?.1)).unwrap_or_else(|| missing_chunk(&entry.id)));
+                };
+                out.push(bytes);
             }
         }
         Ok(out)
