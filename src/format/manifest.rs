@@ -148,6 +148,11 @@ pub fn decode_entries(raw: &[u8]) -> Result<Vec<ChunkEntry>, FormatError> {
     entries.iter().map(ChunkEntry::decode).collect()
 }
 
+/// Bytes of plaintext that chunks have together.
+pub fn bytes_of(chunks: &[ChunkEntry]) -> usize {
+    chunks.iter().map(|chunk| chunk.bytes as usize).sum()
+}
+
 /// Appends the entries one after another.
 pub fn encode_entries(entries: &[ChunkEntry]) -> Vec<u8> {
     let mut out = Vec::with_capacity(entries.len() * CHUNK_ENTRY_BYTES);

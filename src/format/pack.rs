@@ -4,7 +4,7 @@
 
 use crate::format::FormatError;
 use crate::format::bytes::Reader;
-use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry};
+use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry, bytes_of};
 use crate::limits::{
     BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_CHUNKS_MAX, BOX_BYTES_MIN, DELTA_DEPTH_MAX, PACK_BYTES_MAX, RAW_BYTES_MAX,
 };
@@ -45,7 +45,7 @@ pub struct BlobContents {
 impl BlobContents {
     /// Plaintext bytes of the blob.
     pub fn raw_bytes(&self) -> usize {
-        self.chunks.iter().map(|chunk| chunk.bytes as usize).sum()
+        bytes_of(&self.chunks)
     }
 
     /// Appends the list: kind, depth, counts, chunks, bases.
@@ -79,7 +79,7 @@ impl BlobContents {
         if contents.raw_bytes() > RAW_BYTES_MAX {
             return Err(FormatError::Range { what: "plaintext of a blob", value: contents.raw_bytes() as u64 });
         }
-        let base_bytes = contents.bases.iter().map(|base| base.bytes as usize).sum::<usize>();
+        let base_bytes = bytes_of(&contents.bases);
         if base_bytes > BASE_BYTES_MAX {
             return Err(FormatError::Range { what: "bases of a blob", value: base_bytes as u64 });
         }

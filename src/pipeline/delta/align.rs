@@ -5,7 +5,7 @@
 //! items costs some ten microseconds.
 
 use super::place::{SAME_CHUNK, SKIP_COSTS, STEPS_MAX, gain};
-use crate::format::manifest::ChunkEntry;
+use crate::format::manifest::{ChunkEntry, bytes_of};
 
 /// Distances that differ by more say nothing for each other.
 const DIFFER_BYTES_MAX: u64 = 1 << 10;
@@ -52,7 +52,7 @@ impl Fronts {
                 |at: usize| chunks[at].bytes >= bytes_max || (at > 0 && chunks[at].bytes == chunks[at - 1].bytes);
             for last in 0..chunks.len() {
                 for span in (1..=SPAN_MAX.min(last + 1)).take_while(|span| !says_nothing(last + 1 - span)) {
-                    let bytes = bytes_of(&chunks[last + 1 - span..=last]);
+                    let bytes = bytes_of(&chunks[last + 1 - span..=last]) as u64;
                     self.distances.push(Distance { bytes, last: first + last, span });
                 }
             }
@@ -71,10 +71,6 @@ impl Fronts {
         let to = self.distances.partition_point(|other| other.bytes <= bytes + DIFFER_BYTES_MAX);
         &self.distances[from..to]
     }
-}
-
-fn bytes_of(chunks: &[ChunkEntry]) -> u64 {
-    chunks.iter().map(|entry| u64::from(entry.bytes)).sum()
 }
 
 /// A score that no accident reaches among so many chunks.
@@ -103,7 +99,7 @@ impl Alignment {
         let number = self.new.len();
         let mut found = Vec::new();
         for span in 1..=SPAN_MAX.min(number) {
-            let bytes = bytes_of(&self.new[number - span..]);
+            let bytes = bytes_of(&self.new[number - span..]) as u64;
             for other in fronts.about(bytes) {
                 let is_same = is_stored && span == 1 && other.span == 1 && fronts.chunks[other.last].entry == *new;
                 let gained = if is_same { 2 * SAME_CHUNK } else { agreement(other.bytes.abs_diff(bytes)) };

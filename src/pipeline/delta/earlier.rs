@@ -48,14 +48,23 @@ impl Earlier {
         Self { window: Window::new(batches), place: Place::default() }
     }
 
+    /// Follows the new stream over a chunk at byte `at`; returns its bases, none if it is stored already.
+    pub fn follow(&mut self, entry: &ChunkEntry, at: u64, is_stored: bool) -> Vec<ChunkEntry> {
+        if is_stored {
+            self.anchor(&entry.id, at, entry.bytes);
+            return Vec::new();
+        }
+        self.bases(at, entry.bytes)
+    }
+
     /// A chunk of the new stream, at byte `at`, is stored already.
-    pub fn anchor(&mut self, id: &ChunkId, at: u64, bytes: u32) {
+    pub(super) fn anchor(&mut self, id: &ChunkId, at: u64, bytes: u32) {
         self.window.slide(self.place.expected(at));
         self.place.follow(&self.window, Some(id), at, bytes);
     }
 
     /// The earlier chunks that stand where a new chunk of `bytes` at byte `at` stands now, in order; often one, or none.
-    pub fn bases(&mut self, at: u64, bytes: u32) -> Vec<ChunkEntry> {
+    pub(super) fn bases(&mut self, at: u64, bytes: u32) -> Vec<ChunkEntry> {
         self.window.slide(self.place.expected(at));
         if let Some(numbers) = self.place.follow(&self.window, None, at, bytes) {
             return numbers.filter_map(|number| self.window.get(number)).map(|known| known.entry).collect();

@@ -48,8 +48,7 @@ impl Candidates {
     ) -> Result<Vec<ChunkEntry>, PipelineError> {
         match self {
             Self::None => {}
-            Self::Earlier(earlier) if is_stored => earlier.anchor(&entry.id, at, entry.bytes),
-            Self::Earlier(earlier) => return Ok(earlier.bases(at, entry.bytes)),
+            Self::Earlier(earlier) => return Ok(earlier.follow(entry, at, is_stored)),
             Self::Search(search) => {
                 if let Some(found) = search.follow(entry, is_stored, settle)? {
                     *self = found;

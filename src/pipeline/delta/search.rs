@@ -102,11 +102,7 @@ impl Search {
         let mut earlier = Earlier::new(self.similar.reader().clone(), stream.clone());
         let mut at = 0;
         for (entry, is_stored) in &self.begun {
-            if *is_stored {
-                earlier.anchor(&entry.id, at, entry.bytes);
-            } else {
-                earlier.bases(at, entry.bytes);
-            }
+            earlier.follow(entry, at, *is_stored);
             at += u64::from(entry.bytes);
         }
         earlier

@@ -33,9 +33,9 @@ pub struct Group {
 
 impl Group {
     /// How well each agrees.
-    pub fn scored(&self, alignment: &Alignment) -> impl Iterator<Item = Scored<'_>> {
+    pub fn scored<'g>(&'g self, alignment: &'g Alignment) -> impl Iterator<Item = Scored<'g>> {
         let scored = |(number, (known, score))| Scored { known, score, is_settled: number < self.settled };
-        self.items.iter().zip(alignment.best().to_vec()).enumerate().map(scored)
+        self.items.iter().zip(alignment.best().iter().copied()).enumerate().map(scored)
     }
 
     /// What was new of the items that cannot be read yet.

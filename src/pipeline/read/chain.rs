@@ -6,7 +6,7 @@ use std::sync::{Arc, MutexGuard};
 use super::kept::Kept;
 use super::parts::{Bytes, Joined, Part};
 use super::{Reader, missing_chunk, stream_error};
-use crate::format::manifest::ChunkEntry;
+use crate::format::manifest::{ChunkEntry, bytes_of};
 use crate::limits::DELTA_DEPTH_MAX;
 use crate::pipeline::PipelineError;
 use crate::repo::index::{BlobRow, Location};
@@ -173,7 +173,7 @@ impl Reader {
         }
         let planned = step.window.and_then(|_| self.kept().bases_of(blob));
         let parts = planned.map_or_else(|| self.locate_bases(blob), Ok)?;
-        let mut bases = Joined::new(contents.bases.iter().map(|base| base.bytes as usize).sum());
+        let mut bases = Joined::new(bytes_of(&contents.bases));
         for part in &*parts {
             self.join(&mut bases, self.step(opener, part, None, step.deeper())?);
         }
@@ -188,13 +188,7 @@ impl Reader {
     }
 
     fn locate_bases(&self, blob: &BlobRow) -> Result<Arc<[Part]>, PipelineError> {
-        let mut parts: Vec<Part> = Vec::new();
-        for base in &blob.contents.bases {
-            if !parts.last_mut().is_some_and(|part| part.extend(base)) {
-                parts.push(self.locate_base(base, blob.contents.depth)?.into());
-            }
-        }
-        Ok(parts.into())
+        Part::runs(&blob.contents.bases, |base| self.locate_base(base, blob.contents.depth))
     }
 
     /// Keeps of an opened blob what will be asked for, or all of it. Returns it.
@@ -205,7 +199,7 @@ impl Reader {
             return plaintext;
         }
         let (plaintext, kept) = if wanted != [whole] {
-            let mut copied = Vec::with_capacity(wanted.iter().map(|run| blob.range_of(run).len()).sum());
+            let mut copied = Vec::with_capacity(wanted.iter().map(|run| blob.bytes_of(run)).sum());
             wanted.iter().for_each(|run| copied.extend_from_slice(&plaintext[blob.range_of(run)]));
             (plaintext, Arc::new(copied))
         } else if plaintext.capacity() > plaintext.len() / 4 * 5 {
@@ -219,10 +213,6 @@ impl Reader {
         let gone = self.kept().keep(blob, kept, wanted, is_named);
         gone.into_iter().for_each(|plaintext| self.give_back(plaintext));
         plaintext
-    }
-
-    pub(super) fn is_opened(&self, blob: &BlobRow) -> bool {
-        self.kept().is_held(blob)
     }
 }
 

@@ -143,13 +143,13 @@ impl Kept {
         let mut at = 0;
         for run in &held.runs {
             if run.start <= part.positions.start && part.positions.end <= run.end {
-                let start = at + bytes_of(&part.blob, &(run.start..part.positions.start));
-                let end = start + bytes_of(&part.blob, &part.positions);
+                let start = at + part.blob.bytes_of(&(run.start..part.positions.start));
+                let end = start + part.blob.bytes_of(&part.positions);
                 self.turn += 1;
                 (held.window, held.turn) = (self.now, self.turn);
                 return Some((held.plaintext.clone(), start..end));
             }
-            at += bytes_of(&part.blob, run);
+            at += part.blob.bytes_of(run);
         }
         None
     }
@@ -173,8 +173,8 @@ impl Kept {
         let Some(known) = self.blobs.get(&blob.place()) else { return Vec::new() };
         let wanted = union(known.uses.iter().map(|planned| planned.positions.clone()).collect());
         let all = 0..blob.contents.chunks.len();
-        let bytes: usize = wanted.iter().map(|run| bytes_of(blob, run)).sum();
-        let is_nearly_all = bytes > 0 && bytes >= bytes_of(blob, &all) / NEARLY_ALL * (NEARLY_ALL - 1);
+        let bytes: usize = wanted.iter().map(|run| blob.bytes_of(run)).sum();
+        let is_nearly_all = bytes > 0 && bytes >= blob.bytes_of(&all) / NEARLY_ALL * (NEARLY_ALL - 1);
         if is_nearly_all { vec![all] } else { wanted }
     }
 
@@ -231,10 +231,6 @@ impl Kept {
         self.bytes -= held.plaintext.len();
         Some(held.plaintext)
     }
-}
-
-fn bytes_of(blob: &BlobRow, positions: &Range<usize>) -> usize {
-    blob.contents.chunks[positions.clone()].iter().map(|chunk| chunk.bytes as usize).sum()
 }
 
 /// Joins runs that overlap or touch, in order.

@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use crate::backend::BackendError;
-use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry, Item, Manifest, StreamRef, decode_entries};
+use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry, Item, Manifest, StreamRef, bytes_of, decode_entries};
 use crate::format::pack::BlobKind;
 use crate::id::ChunkId;
 use crate::limits::{FETCH_GAP_BYTES, ITEM_LINE_BYTES_MAX, OPENED_BYTES, STREAM_DEPTH_MAX};
@@ -109,7 +109,7 @@ impl Reader {
         stream: &StreamRef,
         out: &mut dyn FnMut(&[u8]) -> Result<(), PipelineError>,
     ) -> Result<(), PipelineError> {
-        if stream.depth == 0 && stream.entries.iter().map(|entry| entry.bytes as usize).sum::<usize>() <= WINDOW_BYTES {
+        if stream.depth == 0 && bytes_of(&stream.entries) <= WINDOW_BYTES {
             let mut planner = Planner::new(self, kind);
             let mut opener = Opener::default();
             for entry in &stream.entries {
@@ -189,24 +189,19 @@ impl Reader {
             let sent = order.send(result).is_ok() && jobs.send(Job { window, done }).is_ok();
             if sent { Ok(()) } else { Err(crate::progress::Cancelled.into()) }
         };
+        let mut hand_on = |window: Window<'r>| planned.add(window).into_iter().try_for_each(&send);
         let walked = self.walk(stream, &mut |depth, entry| {
             if depth > 0 {
                 return Ok(());
             }
-            match planner.add(entry)? {
-                Some(window) => {
-                    let mut nearest = foreseen.add(window).into_iter();
-                    nearest.try_for_each(|window| planned.add(window).into_iter().try_for_each(&send))
-                }
-                None => Ok(()),
-            }
+            let Some(window) = planner.add(entry)? else { return Ok(()) };
+            foreseen.add(window).into_iter().try_for_each(&mut hand_on)
         });
         // What comes before a piece that cannot be found is handed out all the same.
         if walked.is_ok() {
             foreseen.push(planner.rest());
         }
-        let mut rest = foreseen.into_rest();
-        let sent = rest.try_for_each(|window| planned.add(window).into_iter().try_for_each(&send));
+        let sent = foreseen.into_rest().try_for_each(hand_on);
         let sent = sent.and_then(|()| planned.announce().into_iter().try_for_each(&send));
         walked.and(sent.and_then(|()| planned.announce().into_iter().try_for_each(&send)))
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Reader;
-use crate::format::manifest::ChunkEntry;
+use crate::format::manifest::{ChunkEntry, bytes_of};
 use crate::limits::BLOB_BYTES_MAX;
 use crate::pipeline::stream::BlobPlace;
 use crate::repo::index::{BlobRow, Location};
@@ -35,6 +35,20 @@ impl Part {
         let is_next = self.blob.contents.chunks.get(self.positions.end) == Some(entry);
         self.positions.end += usize::from(is_next);
         is_next
+    }
+
+    /// The runs that chunks lie in, in order. Errors if `locate` does.
+    pub(super) fn runs<E>(
+        chunks: &[ChunkEntry],
+        mut locate: impl FnMut(&ChunkEntry) -> Result<Location, E>,
+    ) -> Result<Arc<[Self]>, E> {
+        let mut runs: Vec<Self> = Vec::new();
+        for chunk in chunks {
+            if !runs.last_mut().is_some_and(|run| run.extend(chunk)) {
+                runs.push(locate(chunk)?.into());
+            }
+        }
+        Ok(runs.into())
     }
 
     /// Whether this is all of the blob, or nearly: who has read it rarely comes back for the rest.
@@ -124,8 +138,12 @@ impl BlobRow {
 
     /// Where a run of chunks lies in the blob's plaintext, in bytes.
     pub fn range_of(&self, positions: &Range<usize>) -> Range<usize> {
-        let sum = |chunks: &[ChunkEntry]| chunks.iter().map(|chunk| chunk.bytes as usize).sum::<usize>();
-        let start = sum(&self.contents.chunks[..positions.start]);
-        start..start + sum(&self.contents.chunks[positions.clone()])
+        let start = bytes_of(&self.contents.chunks[..positions.start]);
+        start..start + self.bytes_of(positions)
+    }
+
+    /// Bytes of plaintext of a run of chunks.
+    pub(super) fn bytes_of(&self, positions: &Range<usize>) -> usize {
+        bytes_of(&self.contents.chunks[positions.clone()])
     }
 }

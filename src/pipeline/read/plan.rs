@@ -90,7 +90,7 @@ impl<'r> Window<'r> {
     }
 
     fn bytes(&self) -> usize {
-        self.parts.iter().map(|part| part.blob.range_of(&part.positions).len()).sum()
+        self.parts.iter().map(|part| part.blob.bytes_of(&part.positions)).sum()
     }
 }
 
@@ -184,7 +184,7 @@ impl<'r> Planned<'r, '_> {
     /// Adds a blob and what it rests on. Whoever opens it says what cannot be found.
     fn need(&mut self, blob: &BlobRow) {
         let place = blob.place();
-        if self.announced.blobs.contains(&place) || self.reader.is_opened(blob) || !self.next.blobs.insert(place) {
+        if self.announced.blobs.contains(&place) || self.reader.kept().is_held(blob) || !self.next.blobs.insert(place) {
             return;
         }
         self.next.extents.push(Extent::of(blob));
@@ -196,7 +196,7 @@ impl<'r> Planned<'r, '_> {
 }
 
 impl Reader {
-    /// Where the bases of a blob lie, as far as the local index knows: whoever opens it says what cannot be found.
+    /// Where the bases of a blob lie, if the local index knows all of them: whoever opens it says what cannot be found.
     fn foreseen_bases(&self, blob: &BlobRow) -> Arc<[Part]> {
         if blob.contents.bases.is_empty() {
             return Arc::default();
@@ -204,19 +204,9 @@ impl Reader {
         if let Some(known) = self.kept().bases_of(blob) {
             return known;
         }
-        let mut parts: Vec<Part> = Vec::new();
-        let mut are_all_found = true;
-        for base in &blob.contents.bases {
-            if !parts.last_mut().is_some_and(|part| part.extend(base)) {
-                let found = self.repo.index.find_base(base, blob.contents.depth, |_| true);
-                are_all_found &= found.is_some();
-                parts.extend(found.map(Part::from));
-            }
-        }
-        let parts: Arc<[Part]> = parts.into();
-        if are_all_found {
-            self.kept().set_bases(blob, parts.clone());
-        }
+        let find = |base: &_| self.repo.index.find_base(base, blob.contents.depth, |_| true).ok_or(());
+        let Ok(parts) = Part::runs(&blob.contents.bases, find) else { return Arc::default() };
+        self.kept().set_bases(blob, parts.clone());
         parts
     }
 
