@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl};
-use rustix::io::Errno;
+use rustix::fs::{OFlags, fcntl_getfl};
+
+use crate::source::files::reserve;
 
 /// Standard output without a buffer of its own: pieces are as long as blobs.
 pub struct Output {
@@ -14,8 +15,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// If it is a file, room for `bytes` is reserved: that there is none is told at once, and writing takes a fifth less of the
-    /// processor. Some file systems cannot.
+    /// If it is a file, room for `bytes` is reserved.
     pub fn new(bytes: u64) -> io::Result<Self> {
         let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
         let facts = file.metadata()?;
@@ -26,10 +26,8 @@ impl Output {
             true => facts.len(),
             false => io::Seek::stream_position(&mut &file)?,
         };
-        match fallocate(&file, FallocateFlags::KEEP_SIZE, at, bytes) {
-            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(errno.into()),
-            reserved => Ok(Self { file, is_reserved: reserved.is_ok() }),
-        }
+        let is_reserved = reserve(&file, at, bytes)?;
+        Ok(Self { file, is_reserved })
     }
 
     /// Gives back what was reserved and not written, after `done` failed.

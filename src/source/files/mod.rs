@@ -18,6 +18,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use glob::PatternError;
+pub use out::reserve;
 pub use restore::{FilesReport, FilesRestoreOptions, Overwrite, Symlinks, restore, restore_stream};
 pub use snapshot::{FilesOptions, snapshot};
 

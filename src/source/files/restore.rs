@@ -23,12 +23,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::available_parallelism;
 
 use crossbeam_channel::{Receiver, bounded};
-use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
-};
-use rustix::fs::{
-    chownat, fallocate, fchmod, fchown, futimens, linkat, mkdirat, openat, readlinkat, renameat, renameat_with,
-};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::fs::{chownat, fchmod, fchown, futimens, linkat, mkdirat, openat, readlinkat, renameat, renameat_with};
 use rustix::fs::{statat, symlinkat, syncfs, unlinkat, utimensat};
 use rustix::io::Errno;
 use serde_json::Value;
@@ -37,7 +33,7 @@ use super::FilesError;
 use super::beneath::Root;
 use super::glob::Patterns;
 use super::meta::{FILE, FOLDER, Given, HARDLINK, MISSING, SYMLINK, Status, set_xattrs};
-use super::out::{Checked, write_sparse};
+use super::out::{Checked, reserve, write_sparse};
 use super::plan::{
     Choice, Folder, Place, Plan, STREAM, hard_link_target, link_target, path_below, short_of, stays_inside,
 };
@@ -480,12 +476,7 @@ impl Work<'_> {
     fn write_bytes(&self, file: &mut File, item: &Item, below: &[u8]) -> Result<(), FilesError> {
         let sparse = self.options.sparse;
         if !sparse && item.bytes > STREAM_BUFFER_BYTES as u64 {
-            // Told at once if there is no room; and writing takes half the time of the processor then. Some file systems
-            // cannot.
-            let reserved = fallocate(&*file, FallocateFlags::KEEP_SIZE, 0, item.bytes);
-            if let Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) = reserved {
-                return Err(self.error(below, "written", errno));
-            }
+            reserve(file, 0, item.bytes).map_err(|error| self.error(below, "written", error))?;
         }
         let write = |bytes: &[u8]| if sparse { write_sparse(file, bytes) } else { file.write_all(bytes) };
         let mut out = Checked { write, failed: None, bytes: 0 };
