@@ -133,10 +133,13 @@ pub const ARGON2_M_KIB_RANGE: std::ops::RangeInclusive<u32> = (19 << 10)..=(4 <<
 pub const ARGON2_T_RANGE: std::ops::RangeInclusive<u32> = 1..=16;
 pub const ARGON2_P_RANGE: std::ops::RangeInclusive<u32> = 1..=16;
 
-/// Bytes read from a source at a time.
+/// Bytes read or written at a time.
 pub const STREAM_BUFFER_BYTES: usize = 1 << 20;
-/// Bytes of a stream that are cut together, as two halves side by side: of about 200 KiB the ends are looked for twice.
+/// Bytes of a stream that are cut together, as two halves side by side: of about 200 KiB the ends are looked for twice. Files and
+/// standard input are read in pieces as long, which are cut where they lie.
 pub const CUT_BUFFER_BYTES: usize = 4 << 20;
+/// Shorter pieces are gathered first.
+pub const CUT_IN_PLACE_BYTES_MIN: usize = 2 << 20;
 /// Blobs waiting to be sealed.
 pub const SEAL_QUEUE_BLOBS: usize = 4;
 /// Full packs waiting to be put, beside the one that is being put: the one being filled waits its turn.

@@ -1,7 +1,7 @@
 //! What goes in comes out: streams of every shape through a repository in memory, with and without delta, with the local
 //! index whole, deleted and damaged.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use serde_json::Map;
@@ -43,6 +43,11 @@ impl Lab {
     }
 
     fn take(&self, items: &[(&str, &[u8])], delta: bool) -> Snapshot {
+        self.take_in_pieces(items, delta, &[8192])
+    }
+
+    /// The items come in pieces of these lengths, over and over.
+    fn take_in_pieces(&self, items: &[(&str, &[u8])], delta: bool, pieces: &[usize]) -> Snapshot {
         let options = SnapshotOptions {
             source: "test".to_owned(),
             name: "test".to_owned(),
@@ -55,7 +60,12 @@ impl Lab {
         snapshot(&self.open(), options, &Progress::default(), |sink, _| -> io::Result<SourceFacts> {
             for (order, (path, bytes)) in items.iter().enumerate() {
                 let mut stream = sink.begin(order as u64, path, "test")?;
-                io::copy(&mut &bytes[..], &mut stream)?;
+                let (mut rest, mut lengths) = (*bytes, pieces.iter().cycle());
+                while !rest.is_empty() {
+                    let (piece, after) = rest.split_at(rest.len().min(*lengths.next().unwrap()));
+                    stream.write_all(piece)?;
+                    rest = after;
+                }
                 stream.finish(ItemFacts::default())?;
             }
             Ok(SourceFacts::default())
@@ -116,6 +126,38 @@ fn streams_of_every_size_come_back() {
     assert_eq!(second.manifest.parent, Some(first.id));
     assert_eq!((second.manifest.seq, second.manifest.previous), (2, Some(first.id)));
     lab.assert_holds(&second, &items);
+}
+
+#[test]
+fn streams_are_cut_alike_in_whatever_pieces_they_come() {
+    let lab = Lab::new();
+    let bytes = noise(5, 23_456_789);
+    let items: &[(&str, &[u8])] = &[("stream", &bytes)];
+    let list = |snapshot: &Snapshot| {
+        let source = SnapshotItems::new(lab.open(), snapshot.manifest.clone(), 1, Progress::default());
+        let mut list = None;
+        source
+            .each_item(&mut |item| {
+                list = Some(item.stream.clone());
+                Ok(())
+            })
+            .unwrap();
+        list.unwrap()
+    };
+    let first = lab.take(items, true);
+    const MEBI: usize = 1 << 20;
+    for pieces in [
+        &[4 * MEBI][..],
+        &[2 * MEBI, 1, 3 * MEBI + 7, 100_000],
+        &[300_000, 2 * MEBI],
+        &[4 * MEBI - 1, 4 * MEBI],
+        &[5, 20_000_000],
+        &[bytes.len()],
+    ] {
+        let again = lab.take_in_pieces(items, true, pieces);
+        assert_eq!(list(&again), list(&first), "pieces of {pieces:?}");
+        lab.assert_holds(&again, items);
+    }
 }
 
 #[test]

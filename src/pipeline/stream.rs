@@ -10,8 +10,8 @@ use crate::format::manifest::{ChunkEntry, StreamRef, encode_entries};
 use crate::format::pack::{BlobContents, BlobKind};
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{
-    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, CUT_BUFFER_BYTES, DELTA_BLOB_BYTES_MIN,
-    LIST_INLINE_ENTRIES, SIMILAR_FRONT_CHUNKS, STANDING_BLOBS,
+    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, CHUNK_BYTES_MAX, CUT_BUFFER_BYTES,
+    CUT_IN_PLACE_BYTES_MIN, DELTA_BLOB_BYTES_MIN, LIST_INLINE_ENTRIES, SIMILAR_FRONT_CHUNKS, STANDING_BLOBS,
 };
 use crate::pipeline::PipelineError;
 use crate::pipeline::delta::Candidates;
@@ -166,6 +166,9 @@ impl StreamWriter {
 
     /// Takes bytes in. Errors if storing failed or the run was cancelled.
     pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), PipelineError> {
+        if bytes.len() >= CUT_IN_PLACE_BYTES_MIN {
+            return self.push_in_place(bytes);
+        }
         while !bytes.is_empty() {
             let room = CUT_BUFFER_BYTES - self.buffer.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
@@ -178,17 +181,28 @@ impl StreamWriter {
         Ok(())
     }
 
+    /// Takes in a long piece, of which only the ends of the chunk that has begun before it and the beginning of the one after it
+    /// are copied.
+    fn push_in_place(&mut self, bytes: &[u8]) -> Result<(), PipelineError> {
+        self.cutter.hash(&mut self.hash, &self.buffer[self.hashed..]);
+        self.cutter.hash(&mut self.hash, bytes);
+        let before = self.buffer.len();
+        let mut at = 0;
+        if before > 0 {
+            // No chunk that begins in the buffer reaches further.
+            self.buffer.extend_from_slice(&bytes[..CHUNK_BYTES_MAX]);
+            at = self.cutter.cut_until(&self.buffer, before, false)? - before;
+        }
+        at += self.cutter.cut(&bytes[at..], false)?;
+        self.buffer.clear();
+        self.buffer.extend_from_slice(&bytes[at..]);
+        self.hashed = self.buffer.len();
+        Ok(())
+    }
+
     /// Hashes what is new in the buffer, and cuts it.
     fn work(&mut self, at_end: bool) -> Result<(), PipelineError> {
-        let new = &self.buffer[self.hashed..];
-        // Nobody compares the hash of item lines and chunk lists: each of their chunks is named by its own.
-        if self.cutter.kind == BlobKind::Data {
-            if new.len() > SIDE_BY_SIDE_BYTES_MIN {
-                self.hash.update_rayon(new)
-            } else {
-                self.hash.update(new)
-            };
-        }
+        self.cutter.hash(&mut self.hash, &self.buffer[self.hashed..]);
         let done = self.cutter.cut(&self.buffer, at_end)?;
         self.buffer.copy_within(done.., 0);
         self.buffer.truncate(self.buffer.len() - done);
@@ -205,30 +219,52 @@ impl StreamWriter {
 }
 
 impl Cutter {
+    /// Takes `new` into the hash of the stream. Nobody compares that of item lines and chunk lists: each of their chunks is named
+    /// by its own.
+    fn hash(&self, hash: &mut blake3::Hasher, new: &[u8]) {
+        if self.kind == BlobKind::Data {
+            if new.len() > SIDE_BY_SIDE_BYTES_MIN {
+                hash.update_rayon(new)
+            } else {
+                hash.update(new)
+            };
+        }
+    }
+
     /// Cuts `buffer` as far as it can be decided, at the end of the stream all of it. Returns the bytes that were cut.
     fn cut(&mut self, buffer: &[u8], at_end: bool) -> Result<usize, PipelineError> {
-        if self.shared.progress.is_cancelled() {
-            return Err(crate::progress::Cancelled.into());
+        if buffer.len() <= SIDE_BY_SIDE_BYTES_MIN {
+            return self.cut_until(buffer, buffer.len(), at_end);
         }
         let (shared, kind) = (self.shared.clone(), self.kind);
-        let name = |plaintext: &[u8]| name_of(&shared.repo.keys, kind, plaintext);
         let mut at = 0;
-        if buffer.len() > SIDE_BY_SIDE_BYTES_MIN {
-            for (end, id) in cut_halves(&shared.chunker, buffer, at_end, name) {
-                self.chunk(id, &buffer[at..end])?;
-                at = end;
-            }
-        } else {
-            while let Some(length) = shared.chunker.cut(&buffer[at..], at_end) {
-                let plaintext = &buffer[at..at + length];
-                self.chunk(name(plaintext), plaintext)?;
-                at += length;
-            }
+        for (end, id) in cut_halves(&shared.chunker, buffer, at_end, |chunk| name_of(&shared.repo.keys, kind, chunk)) {
+            self.chunk(id, &buffer[at..end])?;
+            at = end;
         }
-        if self.kind == BlobKind::Data {
-            self.shared.progress.add_bytes(at as u64);
-        }
+        self.count(at)?;
         Ok(at)
+    }
+
+    /// Cuts the chunks that begin before `until`, one after the other.
+    fn cut_until(&mut self, buffer: &[u8], until: usize, at_end: bool) -> Result<usize, PipelineError> {
+        let mut at = 0;
+        while at < until
+            && let Some(length) = self.shared.chunker.cut(&buffer[at..], at_end)
+        {
+            let chunk = &buffer[at..at + length];
+            self.chunk(name_of(&self.shared.repo.keys, self.kind, chunk), chunk)?;
+            at += length;
+        }
+        self.count(at)?;
+        Ok(at)
+    }
+
+    fn count(&self, bytes: usize) -> Result<(), PipelineError> {
+        if self.kind == BlobKind::Data {
+            self.shared.progress.add_bytes(bytes as u64);
+        }
+        if self.shared.progress.is_cancelled() { Err(crate::progress::Cancelled.into()) } else { Ok(()) }
     }
 
     fn chunk(&mut self, id: ChunkId, plaintext: &[u8]) -> Result<(), PipelineError> {

@@ -13,14 +13,14 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use serde_json::{Map, Value};
 
-use crate::limits::STREAM_BUFFER_BYTES;
+use crate::limits::{CUT_BUFFER_BYTES, STREAM_BUFFER_BYTES};
 use crate::progress::Progress;
 use crate::source::{ItemFacts, ItemSink, SourceFacts, escape_component};
 
 /// Lines of a producer's standard error that are kept for the error message.
 const STDERR_LINES_KEPT: usize = 20;
 /// Buffers between the thread that reads and the one that cuts.
-const READ_AHEAD_BUFFERS: usize = 3;
+const READ_AHEAD_BUFFERS: usize = 1;
 /// How often a silent input is left to see whether the run was cancelled.
 const CANCEL_LOOK: Duration = Duration::from_millis(200);
 
@@ -147,7 +147,7 @@ fn copy(
     // Not joined: a reader that blocks on a silent pipe must not hold up a run that has failed or was cancelled.
     std::thread::spawn(move || {
         loop {
-            let mut buffer = empty_queue.try_recv().unwrap_or_else(|_| Vec::with_capacity(STREAM_BUFFER_BYTES));
+            let mut buffer = empty_queue.try_recv().unwrap_or_else(|_| Vec::with_capacity(CUT_BUFFER_BYTES));
             buffer.clear();
             let read = fill(&mut input, &mut buffer);
             let last = !matches!(read, Ok(1..));
@@ -191,7 +191,7 @@ fn copy(
 
 /// Fills the buffer up to its size, or to the end of the input. Returns the bytes in it.
 fn fill(input: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<usize> {
-    input.take(STREAM_BUFFER_BYTES as u64).read_to_end(buffer)
+    input.take(CUT_BUFFER_BYTES as u64).read_to_end(buffer)
 }
 
 /// Bytes of a stream's beginning that are looked at.

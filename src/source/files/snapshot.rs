@@ -23,7 +23,7 @@ use super::meta::{FILE, FOLDER, HARDLINK, MISSING, SYMLINK, Status, add_xattrs, 
 use super::past_cache::PastCache;
 use super::walk::{Found, READ, Step, Tree, Walk, compare, reason};
 use crate::format::manifest::Item;
-use crate::limits::STREAM_BUFFER_BYTES;
+use crate::limits::CUT_BUFFER_BYTES;
 use crate::progress::{Cancelled, Progress};
 use crate::source::{ItemFacts, ItemSink, ItemSource, ItemStream, SourceFacts};
 
@@ -298,7 +298,8 @@ impl Run<'_> {
 
     /// A thread that reads files.
     fn read_files(&self, queue: &Receiver<Job>) {
-        let mut buffer = vec![0; STREAM_BUFFER_BYTES];
+        // Only as much of it as the longest file takes memory.
+        let mut buffer = vec![0; CUT_BUFFER_BYTES];
         for job in queue {
             if !self.line.stopped.load(Relaxed)
                 && let Err(error) = self.read_file(&job, &mut buffer)
