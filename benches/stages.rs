@@ -18,8 +18,9 @@ use std::time::Instant;
 
 use chacha20poly1305::aead::{Aead, KeyInit};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
-use vault::chunk::Chunker;
+use fastcdc::v2020::{Normalization, cut_gear, select_masks};
 use vault::format::config::standard_chunker;
+use vault::format::manifest::ChunkerParams;
 use vault::limits::{BLOB_BYTES_MAX, PACK_BYTES_TARGET, STREAM_BUFFER_BYTES};
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, compress_bound};
 
@@ -102,15 +103,20 @@ fn stages(bytes: &[u8]) -> Vec<(&'static str, f64)> {
     let mut gear = [0; 256 * 8];
     blake3::Hasher::new().finalize_xof().fill(&mut gear);
     let gear: Vec<u64> = gear.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-    let chunker =
-        Chunker::new(standard_chunker(), &gear.try_into().expect("256 words")).expect("the standard geometry");
+    let shifted: Vec<u64> = gear.iter().map(|word| word << 1).collect();
+    let ChunkerParams { min, avg, max, .. } = standard_chunker();
+    let [min, avg, max] = [min, avg, max].map(|size| size as usize);
+    let (mask_s, mask_l) = select_masks(avg, Normalization::Level1);
     let mut lengths = Vec::new();
     let cut = || {
         lengths.clear();
-        let mut at = 0;
-        while let Some(length) = chunker.cut(&bytes[at..], true) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let window = &rest[..rest.len().min(max)];
+            let (_, length) =
+                cut_gear(window, min, avg, max, mask_s, mask_l, mask_s << 1, mask_l << 1, &gear, &shifted);
             lengths.push(length);
-            at += length;
+            rest = &rest[length..];
         }
     };
     took.push((CUT, timed(cut)));
