@@ -1,5 +1,6 @@
 //! Reads packs whole: hashes every byte, opens every blob, names every chunk again.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -24,8 +25,10 @@ use crate::seal::keys::Kind;
 const PACKS_TOGETHER: usize = 256;
 
 /// Stored bytes of blobs that a thread opens one after the other, and has fetched together from a far store: two threads have
-/// room for theirs in [`FETCHED_BYTES`](crate::limits::FETCHED_BYTES).
-const RUN_BYTES: usize = 2 << 20;
+/// room for theirs in [`FETCHED_BYTES`](crate::limits::FETCHED_BYTES). Fewer where every thread would not get [`RUNS_EACH`].
+const RUN_BYTES: RangeInclusive<usize> = 64 << 10..=2 << 20;
+/// Runs that a thread takes of few blobs, one after the other, so that none waits long for another's last.
+const RUNS_EACH: usize = 8;
 
 /// The packs to read, in the order in which to read them.
 pub(super) fn choose(
@@ -232,7 +235,7 @@ impl Run<'_> {
             waiting.extend(pack.chained.drain(..).map(|(blob, row)| (chains.path(blob), place, row)));
         }
         waiting.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
-        let runs = in_runs(&waiting);
+        let runs = in_runs(&waiting, self.threads);
         let done: Mutex<Vec<(usize, u32, Result<u64, String>)>> = Mutex::default();
         self.side_by_side(|reader, at| {
             let Some(run) = runs.get(at) else { return Ok(false) };
@@ -270,11 +273,12 @@ impl Run<'_> {
 type Waiting = (Vec<u32>, usize, BlobRow);
 
 /// Blobs in the order of their chains, in runs of whole chains: neighbours lie side by side in the packs of a day.
-fn in_runs(waiting: &[Waiting]) -> Vec<&[Waiting]> {
+fn in_runs(waiting: &[Waiting], threads: usize) -> Vec<&[Waiting]> {
     let stored = |blobs: &[Waiting]| blobs.iter().map(|(_, _, row)| row.stored as usize).sum::<usize>();
+    let bytes_max = (stored(waiting) / (threads * RUNS_EACH)).clamp(*RUN_BYTES.start(), *RUN_BYTES.end());
     let (mut runs, mut start, mut end) = (Vec::new(), 0, 0);
     for chain in waiting.chunk_by(|(one, ..), (other, ..)| one[0] == other[0]) {
-        if end > start && stored(&waiting[start..end]) + stored(chain) > RUN_BYTES {
+        if end > start && stored(&waiting[start..end]) + stored(chain) > bytes_max {
             runs.push(&waiting[start..end]);
             start = end;
         }
