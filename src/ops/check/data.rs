@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::structure::PackState;
 use super::{CheckOptions, ReadData};
-use crate::format::pack::{Directory, decode_directory, directory_range};
+use crate::format::pack::Directory;
 use crate::id::ObjectId;
 use crate::limits::CHAINED_BLOBS_TOGETHER;
 use crate::ops::holdings::chains::Chains;
@@ -18,8 +18,6 @@ use crate::progress::{Cancelled, Progress};
 use crate::repo::index::BlobRow;
 use crate::repo::{RepoError, Repository, pack_name};
 use crate::seal::blob::Opener;
-use crate::seal::boxed::open_object;
-use crate::seal::keys::Kind;
 
 /// Results of so many packs at most are remembered at once.
 const PACKS_TOGETHER: usize = 256;
@@ -315,7 +313,7 @@ impl PackReader<'_> {
         if ObjectId::of(&bytes) != pack.id {
             read.wrong.push("its bytes do not hash to its name".to_owned());
         }
-        let directory = match self.directory(&bytes, &pack.directory) {
+        let directory = match pack.open_directory(&self.run.repo.keys, &bytes) {
             Ok(directory) => directory,
             Err(detail) => {
                 read.wrong.push(detail);
@@ -341,17 +339,6 @@ impl PackReader<'_> {
         let keys = &self.run.repo.keys;
         let opened = self.opener.open(keys, &row.contents, sealed, &[], &mut self.plaintext);
         opened.map_err(|error| error.to_string())
-    }
-
-    /// The pack's own directory, if it says what the index says.
-    fn directory(&self, bytes: &[u8], listed: &[u8; 32]) -> Result<Directory, String> {
-        let range = directory_range(bytes.len() as u64, bytes).map_err(|error| error.to_string())?;
-        let sealed = &bytes[range.start as usize..range.end as usize];
-        let raw = open_object(&self.run.repo.keys, Kind::Directory, sealed).map_err(|error| error.to_string())?;
-        if blake3::hash(&raw) != *listed {
-            return Err("its directory and the index say different things".to_owned());
-        }
-        decode_directory(&raw).map_err(|error| error.to_string())
     }
 
     /// What the index says of a pack whose own directory is of no use.

@@ -19,12 +19,13 @@ use std::ops::Range;
 use crate::backend::BackendError;
 use crate::format::index::{Index, PackIndex};
 use crate::format::manifest::ChunkEntry;
-use crate::format::pack::{BlobEntry, BlobKind, encode_directory};
+use crate::format::pack::{BlobEntry, BlobKind, Directory, decode_directory, directory_range, encode_directory};
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{HELD_ROWS_IN_MEMORY, LOOKED_UP_TOGETHER};
 use crate::repo::index::BlobRow;
 use crate::repo::{RepoError, Repository};
-use crate::seal::keys::Kind;
+use crate::seal::boxed::open_object;
+use crate::seal::keys::{Keys, Kind};
 
 use bits::Bits;
 use rows::{Room, Row, Rows, Sorter, Table};
@@ -81,6 +82,17 @@ impl HeldPack {
     pub fn row(&self, entry: BlobEntry) -> BlobRow {
         let BlobEntry { offset, stored, contents } = entry;
         BlobRow { pack: self.id, offset, stored, pack_bytes: self.bytes, contents }
+    }
+
+    /// The directory in `bytes`, which are all of the pack, if it says what the index says; else what is wrong with it.
+    pub fn open_directory(&self, keys: &Keys, bytes: &[u8]) -> Result<Directory, String> {
+        let range = directory_range(bytes.len() as u64, bytes).map_err(|error| error.to_string())?;
+        let sealed = &bytes[range.start as usize..range.end as usize];
+        let raw = open_object(keys, Kind::Directory, sealed).map_err(|error| error.to_string())?;
+        if blake3::hash(&raw) != self.directory {
+            return Err("its directory and the index say different things".to_owned());
+        }
+        decode_directory(&raw).map_err(|error| error.to_string())
     }
 }
 

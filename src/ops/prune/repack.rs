@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::execute::Run;
 use super::{Fate, PruneError};
 use crate::format::manifest::ChunkEntry;
-use crate::format::pack::{BlobContents, BlobKind, decode_directory, directory_range};
+use crate::format::pack::{BlobContents, BlobKind};
 use crate::id::ObjectId;
 use crate::limits::{BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, CHAINED_BLOBS_TOGETHER};
 use crate::ops::holdings::bits::Bits;
@@ -21,9 +21,8 @@ use crate::pipeline::packer::{Added, Blob, Packer, Pending};
 use crate::pipeline::read::Reader;
 use crate::progress::{Cancelled, Progress};
 use crate::repo::index::BlobRow;
-use crate::repo::{RepoError, Repository, damaged, pack_name};
+use crate::repo::{RepoError, Repository, pack_name};
 use crate::seal::blob::Opener;
-use crate::seal::boxed::open_object;
 use crate::seal::keys::Kind;
 
 impl Run<'_> {
@@ -161,19 +160,13 @@ impl Copier<'_> {
         let pack = &self.holdings.packs[number];
         let name = pack_name(&pack.id);
         let bytes = self.repo.backend.get(&name, None).map_err(RepoError::from)?;
+        let damaged = |detail| RepoError::Damaged { name: name.clone(), detail };
         // Blobs are copied unopened: so the whole is compared first, or damage would get a name of its own.
         if ObjectId::of(&bytes) != pack.id {
-            return Err(RepoError::Damaged { name, detail: "its bytes do not hash to its name".to_owned() }.into());
+            return Err(damaged("its bytes do not hash to its name".to_owned()).into());
         }
-        let format = |source| RepoError::Format { name: name.clone(), source };
-        let range = directory_range(bytes.len() as u64, &bytes).map_err(format)?;
-        let sealed = &bytes[range.start as usize..range.end as usize];
-        let directory =
-            open_object(&self.repo.keys, Kind::Directory, sealed).map_err(|error| damaged(&name, &error))?;
-        if blake3::hash(&directory) != pack.directory {
-            return Err(RepoError::Damaged { name, detail: "the index says something else of it".to_owned() }.into());
-        }
-        for (blob, entry) in pack.blobs.clone().zip(decode_directory(&directory).map_err(format)?) {
+        let directory = pack.open_directory(&self.repo.keys, &bytes).map_err(damaged)?;
+        for (blob, entry) in pack.blobs.clone().zip(directory) {
             let contents = &entry.contents;
             let live = contents.chunks.iter().map(|chunk| self.is_claimed(chunk, blob));
             let live: Vec<bool> = live.collect::<Result<_, _>>()?;
