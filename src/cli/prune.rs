@@ -163,21 +163,19 @@ fn print(context: &Context, report: &PruneReport) -> anyhow::Result<()> {
 }
 
 fn summary(report: &PruneReport) -> String {
-    let (drops, frees) = if report.dry_run { ("would drop", "would free") } else { ("dropped", "freed") };
+    let (drops, frees) = if report.dry_run { ("would drop", "would free about") } else { ("dropped", "freed") };
+    let packs = size(report.packs_bytes);
     let freed = match u64::try_from(report.bytes_freed) {
-        Ok(bytes) => size(bytes),
-        Err(_) => format!("-{}", size(report.bytes_freed.unsigned_abs())),
+        Ok(bytes) => format!("{frees} {} of {packs}", size(bytes)),
+        // What was stored anew without its bases may take more than these did.
+        Err(_) => format!("packs take {} more than {packs} before", size(report.bytes_freed.unsigned_abs())),
     };
     let unused = match report.unused_bytes {
         0 => String::new(),
         bytes => format!("; {} in packs that are mostly alive stay unused", size(bytes)),
     };
-    format!(
-        "{drops} {} of {}, {frees} {freed} of {}{unused}",
-        count(report.backups_dropped as u64),
-        many((report.backups_dropped + report.backups_kept) as u64, "backup"),
-        size(report.packs_bytes),
-    )
+    let (dropped, all) = (report.backups_dropped as u64, report.backups_dropped + report.backups_kept);
+    format!("{drops} {} of {}, {freed}{unused}", count(dropped), many(all as u64, "backup"))
 }
 
 fn number(text: &str) -> Result<u32, String> {

@@ -289,5 +289,5 @@ fn copy_packs(
         Ok(())
     })?;
     packer.finish()?;
-    Ok((copied, added.bytes_stored.load(std::sync::atomic::Ordering::Relaxed)))
+    Ok((copied, added.bytes_stored()))
 }

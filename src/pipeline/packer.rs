@@ -37,12 +37,19 @@ pub enum Blob {
 /// What was added to the store so far.
 #[derive(Debug, Default)]
 pub struct Added {
-    /// Bytes of packs and index objects.
-    pub bytes_stored: AtomicU64,
+    pub pack_bytes: AtomicU64,
+    pub index_bytes: AtomicU64,
     /// How many bytes more its blobs would take without their bases, going by the blobs that their chains begin with.
     pub bytes_saved_estimate: AtomicU64,
     /// The packs.
     pub packs: Mutex<Vec<ObjectId>>,
+}
+
+impl Added {
+    /// Bytes of packs and index objects.
+    pub fn bytes_stored(&self) -> u64 {
+        self.pack_bytes.load(Relaxed) + self.index_bytes.load(Relaxed)
+    }
 }
 
 /// The chunks that this run has taken on itself to store and that the local index does not know yet.
@@ -512,7 +519,7 @@ fn put_each_pack(
                 if let Ok(buffer) = bytes.try_into_mut() {
                     let _ = returned.try_send(buffer.into());
                 }
-                shared.added.bytes_stored.fetch_add(u64::from(index.bytes), Relaxed);
+                shared.added.pack_bytes.fetch_add(u64::from(index.bytes), Relaxed);
                 shared.added.packs.lock().expect("no code panics while it holds this lock").push(index.pack);
                 unlisted().add(index);
             }
@@ -535,7 +542,7 @@ fn put_index(shared: &Shared, packs: Vec<PackIndex>) -> Result<(), PipelineError
     };
     let index = Index { supersedes, packs };
     let saved = shared.repo.save(Kind::Index, &index.encode())?;
-    shared.added.bytes_stored.fetch_add(saved.bytes, Relaxed);
+    shared.added.index_bytes.fetch_add(saved.bytes, Relaxed);
     match shared.repo.add_to_index(&saved.id, &index) {
         Ok(true) => shared.pending.release(&index.packs),
         // The chunks stay pending, in memory: the local index is a hint.

@@ -163,7 +163,7 @@ impl SnapshotWriter {
             rows: read(&counters.rows),
             bytes: read(&counters.bytes),
             bytes_new: read(&counters.bytes_new),
-            bytes_stored: read(&self.added.bytes_stored),
+            bytes_stored: self.added.bytes_stored(),
             bytes_saved_estimate: read(&self.added.bytes_saved_estimate),
             chunkers: vec![shared.repo.config.chunker],
             item_lines,

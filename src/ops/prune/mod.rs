@@ -95,7 +95,7 @@ pub struct PruneReport {
     pub packs_deleted_bytes: u64,
     /// Bytes of new packs with what was copied.
     pub bytes_copied: u64,
-    /// What the store holds less; for a dry run, once all is done.
+    /// What packs hold less; for a dry run, an estimate of what they will once all is done.
     pub bytes_freed: i64,
     /// Packs that are marked and stay until the grace is over or the backups below have ended.
     pub packs_waiting: usize,

@@ -53,7 +53,7 @@ impl Run<'_> {
             chains: Chains::of(&self.survey.holdings, |blob| self.survey.rebased.get(blob as usize))?,
             chained: Vec::new(),
             damaged: Vec::new(),
-            gathered: [Gathered::new(BlobKind::Data), Gathered::new(BlobKind::Meta)],
+            gathered: [BlobKind::Data, BlobKind::Meta].map(|kind| Gathered::new(kind, Vec::new())),
         };
         let in_use = self.survey.holdings.blobs_with(&self.survey.claimed)?;
         let mut rebased_all = true;
@@ -88,7 +88,7 @@ impl Run<'_> {
                 self.report.damaged.push(error);
             }
         }
-        self.report.bytes_copied += added.bytes_stored.load(Relaxed);
+        self.report.bytes_copied += added.pack_bytes.load(Relaxed);
         if !rebased_all {
             // What could not be stored anew stays, and with it all that it may rest on.
             sources.retain(|number| !self.has_rebased(*number));
@@ -132,9 +132,9 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn new(kind: BlobKind) -> Self {
+    fn new(kind: BlobKind, plaintext: Vec<u8>) -> Self {
         let contents = BlobContents { kind, depth: 0, chunks: Vec::new(), bases: Vec::new() };
-        Self { contents, plaintext: Vec::new() }
+        Self { contents, plaintext }
     }
 }
 
@@ -229,11 +229,11 @@ impl Copier<'_> {
     }
 
     fn flush_kind(&mut self, kind: BlobKind) -> Result<(), PipelineError> {
-        let Gathered { contents, plaintext } =
-            std::mem::replace(&mut self.gathered[kind as usize - 1], Gathered::new(kind));
-        if contents.chunks.is_empty() {
+        let gathered = &mut self.gathered[kind as usize - 1];
+        if gathered.contents.chunks.is_empty() {
             return Ok(());
         }
+        let Gathered { contents, plaintext } = std::mem::replace(gathered, Gathered::new(kind, self.packer.buffer()));
         self.packer.push(Blob::Plain { contents, plaintext, candidates: Vec::new() })
     }
 
