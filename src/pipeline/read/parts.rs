@@ -9,8 +9,8 @@ use crate::limits::BLOB_BYTES_MAX;
 use crate::pipeline::stream::BlobPlace;
 use crate::repo::index::{BlobRow, Location};
 
-/// Buffers that wait to be filled again.
-const SPARE_BUFFERS: usize = 8;
+/// Buffers that wait to be filled again, for each opener.
+const SPARE_BUFFERS: usize = 3;
 /// Others would have to grow, or hold more than they are needed for.
 const SPARE_BYTES: Range<usize> = BLOB_BYTES_MAX / 2..BLOB_BYTES_MAX * 2;
 
@@ -82,7 +82,7 @@ impl Reader {
         if let Some(mut buffer) = Arc::into_inner(bytes) {
             buffer.clear();
             let mut spare = self.spare.lock().expect("no code panics while it holds this lock");
-            if spare.len() < SPARE_BUFFERS && SPARE_BYTES.contains(&buffer.capacity()) {
+            if spare.len() < SPARE_BUFFERS * self.openers && SPARE_BYTES.contains(&buffer.capacity()) {
                 spare.push(buffer);
             }
         }
