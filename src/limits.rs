@@ -176,8 +176,8 @@ pub const RUNS_KEPT: usize = 64;
 
 /// Bytes that one run leaves of its packs in the page cache, of a repository in a folder.
 pub const PAGE_CACHE_BYTES: u64 = 256 << 20;
-/// Bytes of packs that a host keeps of what it has put into a far store, most of them, and how many of them it has open. That
-/// is on disk, in the cache folder. A day of `shop` adds 4 MB to 97.
-pub const WRITTEN_PACKS_BYTES: u64 = 256 << 20;
-pub const WRITTEN_PACKS_COUNT: usize = 1024;
-pub const WRITTEN_PACKS_OPEN: usize = 64;
+/// Bytes of packs that a host keeps of what it has put into a far store, and a check of what it has read; most of them, and how
+/// many of them are open. That is on disk, in the cache folder. A day of `shop` adds 4 MB to 97.
+pub const LOCAL_PACKS_BYTES: u64 = 256 << 20;
+pub const LOCAL_PACKS_COUNT: usize = 1024;
+pub const LOCAL_PACKS_OPEN: usize = 64;

@@ -144,3 +144,40 @@ fn what_this_host_kept_does_not_hide_what_the_store_has_lost() {
     assert!(restore(&repo, &taken.id).is_err(), "a restore reads the store");
     assert_eq!(check_all(&repo).status, Status::Damaged);
 }
+
+#[test]
+fn a_check_fetches_each_pack_once_and_says_what_rests_on_a_damaged_one() {
+    let lab = Lab::new();
+    let taken: Vec<_> = (0..4).map(|number| backup(&lab.open("a"), "n", &day(number)).id).collect();
+    let left_behind = |repo: &Repository| {
+        let names = fs::read_dir(&repo.cache).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("checked-")).count()
+    };
+    let (repo, store) = open(&lab, "b");
+    store.take();
+    assert_eq!(check_all(&repo).status, Status::Clean);
+    let (_, bytes) = fetched(&store);
+    let all = pack_bytes(&lab);
+    // Lists of items and chunks are read before.
+    assert!(bytes < all + all / 50, "the later days rest on the first, and it is read once: {bytes} bytes of {all}");
+    assert_eq!(left_behind(&repo), 0);
+
+    // A folder that a killed run left a while ago goes with the next; a young one may be another's.
+    let killed = ["checked-old", "checked-young"].map(|name| repo.cache.join(name));
+    for folder in &killed {
+        fs::create_dir(folder).unwrap();
+    }
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(72 * 3600);
+    fs::File::open(&killed[0]).unwrap().set_modified(long_ago).unwrap();
+
+    let largest = lab.names("packs/").into_iter().max_by_key(|name| lab.store.get(name, None).unwrap().len());
+    let largest = largest.unwrap();
+    let mut bytes = lab.store.get(&largest, None).unwrap().to_vec();
+    bytes[1000] ^= 1;
+    lab.store.overwrite(&largest, bytes);
+    let report = check_all(&repo);
+    assert_eq!(report.status, Status::Damaged);
+    let hit = |id| report.findings.iter().any(|finding| finding.backups.contains(id));
+    assert!(taken.iter().all(hit), "all rest on the first day: {:?}", report.findings);
+    assert_eq!(killed.map(|folder| folder.exists()), [false, true]);
+}

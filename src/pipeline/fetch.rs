@@ -15,14 +15,15 @@ use crate::backend::BackendError;
 use crate::id::ObjectId;
 use crate::limits::{FETCH_GAP_BYTES, FETCHED_BYTES, PIECE_BYTES_MAX, PIECE_BYTES_MIN, RUNS_KEPT};
 use crate::repo::index::BlobRow;
+use crate::repo::local_packs::LocalPacks;
 use crate::repo::{Repository, pack_name};
 
 /// Gets blobs for readers. Usable from several threads at once; they share what was fetched.
 pub struct Fetcher {
     repo: Arc<Repository>,
     is_far: bool,
-    /// Whether packs that this host wrote itself are read from its own disk.
-    use_written: bool,
+    /// Packs that are read from this host's own disk.
+    local: Option<Arc<LocalPacks>>,
     pieces: Mutex<Pieces>,
     arrived: Condvar,
 }
@@ -52,12 +53,12 @@ impl Extent {
 impl Fetcher {
     pub fn new(repo: Arc<Repository>) -> Self {
         let is_far = repo.backend.properties().is_far();
-        Self { repo, is_far, use_written: false, pieces: Mutex::default(), arrived: Condvar::new() }
+        Self { repo, is_far, local: None, pieces: Mutex::default(), arrived: Condvar::new() }
     }
 
-    /// From now on packs that this host wrote itself are read from its own disk, where they are still there.
-    pub fn use_written(&mut self) {
-        self.use_written = true;
+    /// From now on packs that are there are not asked of the store.
+    pub fn use_local(&mut self, packs: Option<Arc<LocalPacks>>) {
+        self.local = packs;
     }
 
     /// Whether it pays to say beforehand what will be asked for.
@@ -90,10 +91,7 @@ impl Fetcher {
     /// `until` says how far into the pack more is wanted for certain.
     fn get_far(&self, blob: &BlobRow, until: u32) -> Result<Bytes, BackendError> {
         let wanted = Extent::of(blob);
-        if self.use_written
-            && let Some(written) = &self.repo.written
-            && let Some(bytes) = written.get(&wanted.pack, wanted.range.clone())
-        {
+        if let Some(bytes) = self.local.as_ref().and_then(|local| local.get(&wanted.pack, wanted.range.clone())) {
             return Ok(bytes);
         }
         let mut pieces = self.lock();
@@ -118,7 +116,10 @@ impl Fetcher {
 
     /// Leaves out what is here or on its way, and returns what is left in pieces that are worth a request each. Each of them
     /// must be fetched, by any thread: whoever asks for a part of one waits for that.
-    pub fn announce(&self, wanted: Vec<Extent>) -> Vec<Extent> {
+    pub fn announce(&self, mut wanted: Vec<Extent>) -> Vec<Extent> {
+        if let Some(local) = &self.local {
+            wanted.retain(|extent| !local.has(&extent.pack));
+        }
         let mut pieces = self.lock();
         let missing = wanted.into_iter().filter(|extent| pieces.position(extent).is_none()).collect();
         let joined = join(missing);

@@ -5,9 +5,9 @@
 pub mod index;
 pub mod keyring;
 pub mod lease;
+pub mod local_packs;
 pub mod snapshots;
 pub mod state;
-pub mod written;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use crate::seal::keys::{Keys, Kind, MasterKey};
 use crate::seal::slot::{Secret, SlotError};
 
 use index::LocalIndex;
+use local_packs::LocalPacks;
 
 /// Why something could not be done with a repository.
 #[derive(Debug, thiserror::Error)]
@@ -96,10 +97,10 @@ pub struct Repository {
     pub host_id: HostId,
     pub index: LocalIndex,
     pub state: state::State,
-    /// This repository's own folder in the cache: the local index, temporary files, packs written last.
+    /// This repository's own folder in the cache: the local index, temporary files, packs written last or being checked.
     pub cache: PathBuf,
     /// Packs that this host wrote itself, if the store is far away.
-    pub written: Option<written::WrittenPacks>,
+    pub written: Option<Arc<LocalPacks>>,
     pub pace: Pace,
     /// The key slot that opened it.
     pub slot: SlotId,
@@ -216,7 +217,7 @@ impl Repository {
         let index = LocalIndex::open(&places.cache, keys.clone())?;
         let cache = places.cache.join(keys.repo.hex());
         let is_far = backend.properties().is_far();
-        let written = is_far.then(|| written::WrittenPacks::new(cache.join("packs")));
+        let written = is_far.then(|| Arc::new(LocalPacks::new(cache.join("packs"))));
         Ok(Self { backend, keys, config, host_id, index, state, cache, written, pace: Pace::default(), slot, master })
     }
 

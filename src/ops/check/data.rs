@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use super::read_packs::ReadPacks;
 use super::structure::PackState;
 use super::{CheckOptions, ReadData};
 use crate::format::pack::Directory;
@@ -93,10 +94,13 @@ pub(super) fn read_packs(
     progress: &Progress,
 ) -> Result<DataRead, PipelineError> {
     let threads = options.threads.clamp(1, chosen.len().max(1));
+    let local = ReadPacks::of(repo, holdings);
+    let packs = local.as_ref().map(|local| local.packs.clone());
     let run = Run {
         repo,
         holdings,
-        bases: Reader::new(repo.clone(), threads, Progress::default()),
+        bases: Reader::new(repo.clone(), threads, Progress::default()).with_local_packs(packs),
+        local,
         threads,
         ends: options.max_duration.map(|most| Instant::now() + most),
         progress,
@@ -165,6 +169,7 @@ struct Run<'a> {
     holdings: &'a Holdings,
     /// For blobs that rest on others. All threads share it, and the blobs that it keeps.
     bases: Reader,
+    local: Option<ReadPacks>,
     threads: usize,
     ends: Option<Instant>,
     progress: &'a Progress,
@@ -312,6 +317,8 @@ impl PackReader<'_> {
         };
         if ObjectId::of(&bytes) != pack.id {
             read.wrong.push("its bytes do not hash to its name".to_owned());
+        } else if let Some(local) = &self.run.local {
+            local.packs.put(&pack.id, &bytes);
         }
         let directory = match pack.open_directory(&self.run.repo.keys, &bytes) {
             Ok(directory) => directory,

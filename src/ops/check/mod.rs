@@ -9,6 +9,7 @@
 
 mod data;
 mod findings;
+mod read_packs;
 mod structure;
 
 use std::collections::BTreeSet;

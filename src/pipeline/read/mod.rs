@@ -23,6 +23,7 @@ use crate::pipeline::fetch::{Extent, Fetcher};
 use crate::pipeline::{PathHash, PipelineError, path_hash};
 use crate::progress::Progress;
 use crate::repo::index::{BlobRow, Location};
+use crate::repo::local_packs::LocalPacks;
 use crate::repo::{RepoError, Repository, pack_name};
 use crate::seal::blob::Opener;
 
@@ -59,8 +60,14 @@ impl Reader {
 
     /// Reads packs that this host wrote itself from its own disk, where they are still there. Not for who wants to know what
     /// the store has.
-    pub fn with_written_packs(mut self) -> Self {
-        self.fetcher.use_written();
+    pub fn with_written_packs(self) -> Self {
+        let written = self.repo.written.clone();
+        self.with_local_packs(written)
+    }
+
+    /// Reads packs that are there from this host's own disk.
+    pub fn with_local_packs(mut self, packs: Option<Arc<LocalPacks>>) -> Self {
+        self.fetcher.use_local(packs);
         self
     }
 

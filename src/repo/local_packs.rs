@@ -1,5 +1,5 @@
-//! Packs that this host has put into a store that is far away, kept on its own disk as they are stored: the next backup finds
-//! bases there without a request.
+//! Packs of a store that is far away, kept on this host's own disk as they are stored: those that it has put there, so that the
+//! next backup finds bases without a request, and those that a check has read, until it ends.
 //!
 //! A file is written whole, then gets its name; it is used only after all of it has been hashed and found to be what its name
 //! says. Any of it may vanish or be damaged at any time, and any number of processes may use the folder: what is not there, or
@@ -20,11 +20,11 @@ use rustix::buffer::spare_capacity;
 use rustix::io::{Errno, pread};
 
 use crate::id::ObjectId;
-use crate::limits::{WRITTEN_PACKS_BYTES, WRITTEN_PACKS_COUNT, WRITTEN_PACKS_OPEN};
+use crate::limits::{LOCAL_PACKS_BYTES, LOCAL_PACKS_COUNT, LOCAL_PACKS_OPEN};
 use crate::repo::private_folder;
 
-/// The packs kept of one repository.
-pub struct WrittenPacks {
+/// Packs of one repository in a folder.
+pub struct LocalPacks {
     folder: PathBuf,
     bytes_max: u64,
     state: Mutex<State>,
@@ -38,10 +38,10 @@ struct State {
     bytes_left: u64,
 }
 
-impl WrittenPacks {
+impl LocalPacks {
     /// Those in `folder`, which need not exist.
     pub fn new(folder: PathBuf) -> Self {
-        Self::with_bytes_max(folder, WRITTEN_PACKS_BYTES)
+        Self::with_bytes_max(folder, LOCAL_PACKS_BYTES)
     }
 
     fn with_bytes_max(folder: PathBuf, bytes_max: u64) -> Self {
@@ -94,7 +94,7 @@ impl WrittenPacks {
         let mut held: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
         let mut left = files.len();
         for (_, file_bytes, path) in files {
-            if held + bytes <= self.bytes_max && left < WRITTEN_PACKS_COUNT {
+            if held + bytes <= self.bytes_max && left < LOCAL_PACKS_COUNT {
                 break;
             }
             let _ = fs::remove_file(path);
@@ -103,20 +103,29 @@ impl WrittenPacks {
         Ok(())
     }
 
+    /// Whether a pack is here and whole.
+    pub fn has(&self, pack: &ObjectId) -> bool {
+        self.with_file(pack, |_| ()).is_some()
+    }
+
     /// The bytes of a range of a pack, if it is here and whole.
     pub fn get(&self, pack: &ObjectId, range: Range<u32>) -> Option<Bytes> {
+        self.with_file(pack, |file| read_range(file, range).ok())?
+    }
+
+    fn with_file<T>(&self, pack: &ObjectId, work: impl FnOnce(&File) -> T) -> Option<T> {
         let mut state = self.state.lock().expect("no code panics while it holds this lock");
         let known = state.open.iter().position(|(known, _)| known == pack).and_then(|at| state.open.remove(at));
         let file = match known {
             Some((_, file)) => file,
             None => self.open(pack)?,
         };
-        let bytes = read_range(&file, range).ok();
+        let done = work(&file);
         state.open.push_back((*pack, file));
-        if state.open.len() > WRITTEN_PACKS_OPEN {
+        if state.open.len() > LOCAL_PACKS_OPEN {
             state.open.pop_front();
         }
-        bytes
+        Some(done)
     }
 
     /// Opens a pack if its bytes are right; one that is not goes.
@@ -176,16 +185,17 @@ mod tests {
     fn what_was_put_is_there_for_other_processes_too() {
         let folder = tempfile::tempdir().unwrap();
         let (id, bytes) = pack(1, 1000);
-        let packs = WrittenPacks::new(folder.path().join("packs"));
+        let packs = LocalPacks::new(folder.path().join("packs"));
         assert_eq!(packs.get(&id, 0..10), None);
         packs.put(&id, &bytes);
-        let other = WrittenPacks::new(folder.path().join("packs"));
+        let other = LocalPacks::new(folder.path().join("packs"));
         for packs in [&packs, &other] {
+            assert!(packs.has(&id) && !packs.has(&pack(2, 10).0));
             assert_eq!(packs.get(&id, 100..300).unwrap(), bytes[100..300]);
         }
         assert_eq!(packs.get(&id, 900..1100), None, "past its end there is nothing");
         fs::remove_dir_all(folder.path().join("packs")).unwrap();
-        assert_eq!(WrittenPacks::new(folder.path().join("packs")).get(&id, 0..10), None, "any of it may vanish");
+        assert_eq!(LocalPacks::new(folder.path().join("packs")).get(&id, 0..10), None, "any of it may vanish");
     }
 
     #[test]
@@ -196,9 +206,9 @@ mod tests {
         let mut flipped = bytes.clone();
         flipped[999] ^= 1;
         for damaged in [&flipped[..], &bytes[..999], &[]] {
-            WrittenPacks::new(folder.path().to_owned()).put(&id, &bytes);
+            LocalPacks::new(folder.path().to_owned()).put(&id, &bytes);
             fs::write(&path, damaged).unwrap();
-            assert_eq!(WrittenPacks::new(folder.path().to_owned()).get(&id, 0..10), None);
+            assert_eq!(LocalPacks::new(folder.path().to_owned()).get(&id, 0..10), None);
             assert!(!path.exists());
         }
     }
@@ -206,7 +216,7 @@ mod tests {
     #[test]
     fn the_oldest_go_first_and_a_run_writes_no_more_than_there_is_room_for() {
         let folder = tempfile::tempdir().unwrap();
-        let packs = || WrittenPacks::with_bytes_max(folder.path().to_owned(), 2500);
+        let packs = || LocalPacks::with_bytes_max(folder.path().to_owned(), 2500);
         let ids: Vec<_> = (1..=3)
             .map(|number| {
                 let (id, bytes) = pack(number, 1000);
@@ -236,7 +246,7 @@ mod tests {
     fn a_folder_that_cannot_be_written_costs_nothing_but_the_copy() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("packs"), b"a file").unwrap();
-        let packs = WrittenPacks::new(folder.path().join("packs"));
+        let packs = LocalPacks::new(folder.path().join("packs"));
         let (id, bytes) = pack(1, 10);
         packs.put(&id, &bytes);
         assert_eq!(packs.get(&id, 0..10), None);
