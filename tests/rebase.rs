@@ -62,6 +62,8 @@ fn pruned_to_the_last_day_a_repository_is_about_as_small_as_a_fresh_one() {
     let after = bytes_of_packs(&lab);
     let freed = before as i64 - after as i64;
     assert_eq!(report.bytes_freed, freed);
+    let off = (plan.bytes_freed - freed).unsigned_abs() as usize;
+    assert!(off * 50 < before, "a dry run said {}, {freed} of {before} went", plan.bytes_freed);
     let fresh = Lab::new();
     backup(&fresh.open("a"), "n", items);
     let fresh = bytes_of_packs(&fresh);

@@ -192,8 +192,8 @@ pub fn prune(repo: &Arc<Repository>, options: &PruneOptions, progress: &Progress
         let survey = Survey::take(repo, options, None, &[], progress)?;
         let mut report = survey.report();
         report.dry_run = true;
-        report.bytes_freed =
-            i64::try_from(report.packs_dead_bytes + report.packs_repack_dead_bytes).unwrap_or(i64::MAX);
+        let goes = report.packs_dead_bytes + report.packs_repack_dead_bytes;
+        report.bytes_freed = goes.cast_signed() - survey.rebased_bytes_more.cast_signed();
         return Ok(report);
     }
     let (lease, owed) = lease::take_lease(repo, options, progress)?;

@@ -50,6 +50,7 @@ pub(super) struct Survey {
     pub(super) claimed: Bits,
     /// Blobs that are stored anew without their bases, by number.
     pub(super) rebased: Bits,
+    pub(super) rebased_bytes_more: u64,
     pub(super) unlisted: Vec<(ObjectId, u64)>,
 }
 
@@ -90,7 +91,8 @@ impl Survey {
 
         let reached = reach(repo, &kept, &holdings, progress)?;
         let marked = marks.iter().flat_map(|mark| &mark.packs).copied().collect();
-        let Plan { fates, dead_bytes, claimed, rebased } = plan(&holdings, reached, &stored, &marked, options)?;
+        let plan = plan(&holdings, reached, &stored, &marked, options)?;
+        let Plan { fates, dead_bytes, claimed, rebased, rebased_bytes_more } = plan;
         Ok(Self {
             decisions,
             kept,
@@ -103,6 +105,7 @@ impl Survey {
             dead_bytes,
             claimed,
             rebased,
+            rebased_bytes_more,
             unlisted,
         })
     }
