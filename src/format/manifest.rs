@@ -242,3 +242,20 @@ pub fn check_item_path(path: &str) -> Result<(), FormatError> {
         && path.split('/').all(|part| !matches!(part, "" | "." | "..") && !part.contains('\0'));
     if fine { Ok(()) } else { Err(FormatError::Path { path: path.chars().take(200).collect() }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seconds_of_a_manifest_stay_what_they_were() {
+        // A parser that rounds the last digit makes another number of them each time.
+        let raw = br#"{"vault":1,"time":"2026-11-21T12:00:00Z","source":"stdin","name":"orders","host":"db1",
+            "host_id":"00112233445566778899aabbccddeeff","seq":1,"previous":null,"parent":null,"tags":[],"warnings":[],
+            "tool":"0.1.0","engine":{},"consistency":{},"options":{},"items":0,"rows":0,"bytes":5,"bytes_new":0,
+            "bytes_stored":5,"seconds":1.33333333333333333333333333325,
+            "chunkers":[{"chunker":1,"min":16384,"avg":65536,"max":262144}],"item_lines":{"depth":0,"list":""}}"#;
+        let once = Manifest::decode(raw).unwrap().encode();
+        assert_eq!(Manifest::decode(&once).unwrap().encode(), once);
+    }
+}
