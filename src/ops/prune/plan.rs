@@ -55,7 +55,7 @@ pub(super) fn plan(
             *live = held.kept_bytes(*live);
         }
     }
-    let rebased_bytes_more = bytes_more(holdings, &rebased, &live_raw);
+    let rebased_bytes_more = rebase::bytes_more(holdings, &rebased, &live_raw);
     let (mut fates, mut plan_dead_bytes) = (Vec::new(), Vec::new());
     for pack in &holdings.packs {
         let (mut live, mut dead_bytes) = (0, 0);
@@ -81,23 +81,4 @@ pub(super) fn plan(
         plan_dead_bytes.push(if live == 0 { u64::from(pack.bytes) } else { dead_bytes });
     }
     Ok(Plan { fates, dead_bytes: plan_dead_bytes, claimed: claimed.copies, rebased, rebased_bytes_more })
-}
-
-/// How many bytes more than now what stays of the `rebased` blobs takes without bases.
-fn bytes_more(holdings: &Holdings, rebased: &Bits, live_raw: &[u64]) -> u64 {
-    let (mut alone_stored, mut alone_raw) = (0u64, 0u64);
-    let (mut chained_now, mut chained_raw) = (0u64, 0u64);
-    let blobs = holdings.blobs.iter().zip(live_raw).enumerate();
-    for (_, (held, live)) in blobs.filter(|(blob, _)| rebased.get(*blob)) {
-        let (stored, raw) = (u64::from(held.stored), u64::from(held.raw_bytes));
-        if held.depth == 0 {
-            alone_stored += stored;
-            alone_raw += raw;
-        } else {
-            chained_now += stored * live.min(&raw) / raw.max(1);
-            chained_raw += live;
-        }
-    }
-    let then = u128::from(chained_raw) * u128::from(alone_stored) / u128::from(alone_raw.max(1));
-    u64::try_from(then).unwrap_or(u64::MAX).saturating_sub(chained_now)
 }

@@ -2,34 +2,47 @@
 //! that it rests on. Pure.
 
 use super::claim::Claimed;
-use crate::ops::holdings::Holdings;
 use crate::ops::holdings::bits::Bits;
+use crate::ops::holdings::{HeldBlob, Holdings};
 use crate::repo::RepoError;
 
 /// Blobs that rest on each other may take so many percent of what backups reach of them would take alone.
 const KEPT_PERCENT_MAX: u64 = 115;
+
+/// Blobs that stand alone, in bytes: others would take as much of theirs.
+#[derive(Default)]
+struct Alone {
+    stored: u64,
+    raw: u64,
+}
+
+impl Alone {
+    fn add(&mut self, held: &HeldBlob) {
+        self.stored += u64::from(held.stored);
+        self.raw += u64::from(held.raw_bytes);
+    }
+
+    /// What so many bytes of plaintext would take alone.
+    fn bytes_for(&self, raw: u64) -> u64 {
+        let bytes = u128::from(raw) * u128::from(self.stored) / u128::from(self.raw.max(1));
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}
 
 /// Blobs that rest on each other, directly or not.
 #[derive(Default)]
 struct Group {
     /// Stored bytes of all of them.
     kept: u64,
-    /// Of those that stand alone, as stored and as plaintext.
-    alone_stored: u64,
-    alone_raw: u64,
+    alone: Alone,
     /// Plaintext bytes that backups reach.
     reached_raw: u64,
 }
 
 impl Group {
-    /// What the chunks that backups reach would take alone.
-    fn alone_bytes(&self) -> u64 {
-        let bytes = u128::from(self.reached_raw) * u128::from(self.alone_stored) / u128::from(self.alone_raw.max(1));
-        u64::try_from(bytes).unwrap_or(u64::MAX)
-    }
-
     fn is_worth_it(&self) -> bool {
-        u128::from(self.kept) * 100 > u128::from(self.alone_bytes()) * u128::from(KEPT_PERCENT_MAX)
+        let alone_bytes = self.alone.bytes_for(self.reached_raw);
+        u128::from(self.kept) * 100 > u128::from(alone_bytes) * u128::from(KEPT_PERCENT_MAX)
     }
 }
 
@@ -49,8 +62,7 @@ pub(super) fn choose(holdings: &Holdings, reached: &Bits, claimed: &Claimed) -> 
             let group = &mut groups[group];
             group.kept += u64::from(held.stored);
             if held.depth == 0 {
-                group.alone_stored += u64::from(held.stored);
-                group.alone_raw += u64::from(held.raw_bytes);
+                group.alone.add(held);
             }
         }
     }
@@ -69,6 +81,24 @@ pub(super) fn choose(holdings: &Holdings, reached: &Bits, claimed: &Claimed) -> 
         }
     }
     Ok(rebased)
+}
+
+/// How many bytes more than now what stays of the `rebased` blobs takes without bases; `live_raw` are the plaintext bytes of every
+/// blob that stay.
+pub(super) fn bytes_more(holdings: &Holdings, rebased: &Bits, live_raw: &[u64]) -> u64 {
+    let mut alone = Alone::default();
+    let (mut chained_now, mut chained_raw) = (0u64, 0u64);
+    let blobs = holdings.blobs.iter().zip(live_raw).enumerate();
+    for (_, (held, live)) in blobs.filter(|(blob, _)| rebased.get(*blob)) {
+        if held.depth == 0 {
+            alone.add(held);
+        } else {
+            let raw = u64::from(held.raw_bytes);
+            chained_now += u64::from(held.stored) * live.min(&raw) / raw.max(1);
+            chained_raw += live;
+        }
+    }
+    alone.bytes_for(chained_raw).saturating_sub(chained_now)
 }
 
 /// Which blobs rest on each other: for each blob another of its group, up to the first one (Tarjan, "Efficiency of a Good But
