@@ -6,7 +6,7 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | streams being cut: `W x` ([`CUT_BUFFER_BYTES`], what is carried over) and one blob each ([`BLOB_BYTES_MAX`] and a chunk) | 7.6 MiB x W |
+//! | streams being cut: `W x` ([`CUT_BUFFER_BYTES`], what is carried over) and one blob each ([`BLOB_BYTES_MAX`] and a chunk) | 6.8 MiB x W |
 //! | standard input that is read ahead: 2 [`CUT_BUFFER_BYTES`] | 8 MiB |
 //! | blobs waiting for a sealer, buffers to be used again: 2 [`SEAL_QUEUE_BLOBS`] + S | 2.3 MiB x (8 + S) |
 //! | each sealer: its blob, the sealed bytes, the copy inflated again, the zstd contexts | 10 MiB x S |
@@ -16,7 +16,7 @@
 //! | blobs of the local index last read: [`INDEX_CHUNKS_KEPT`] chunks | 2 MiB |
 //! | its chunks being sorted: [`INDEX_SORT_PARTS`] x [`INDEX_SORT_BUFFER_BYTES`], and one part, 28 bytes a chunk: 2 MiB of 20 million chunks | 10 MiB |
 //!
-//! With two sealers and two streams that sums up to 119 MiB (137 for S3), whatever the size of the database, and the program's own
+//! With two sealers and two streams that sums up to 117 MiB (135 for S3), whatever the size of the database, and the program's own
 //! pages are 12 MiB. What was measured is 86 MB for 869 MB, 119 MB for 8.7 GB (docs/performance.md) and 138 MB for 2.9 GB of random
 //! bytes, where every buffer is as full as it can be and the allocator keeps some between them; 149 MB for 400 MB of random bytes
 //! into S3. Argon2id takes 64 MiB once, before any of these exists.
@@ -139,7 +139,7 @@ pub const STREAM_BUFFER_BYTES: usize = 1 << 20;
 /// Bytes of a stream that are cut together, as two halves side by side: of about 200 KiB the ends are looked for twice. Files and
 /// standard input are read in pieces as long, which are cut where they lie.
 pub const CUT_BUFFER_BYTES: usize = 4 << 20;
-/// Shorter pieces are gathered first.
+/// Shorter pieces are gathered first. More than [`CHUNK_BYTES_MAX`].
 pub const CUT_IN_PLACE_BYTES_MIN: usize = 2 << 20;
 /// Blobs waiting to be sealed.
 pub const SEAL_QUEUE_BLOBS: usize = 4;

@@ -10,8 +10,8 @@ use crate::format::manifest::{ChunkEntry, StreamRef, encode_entries};
 use crate::format::pack::{BlobContents, BlobKind};
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{
-    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, CHUNK_BYTES_MAX, CUT_BUFFER_BYTES,
-    CUT_IN_PLACE_BYTES_MIN, DELTA_BLOB_BYTES_MIN, LIST_INLINE_ENTRIES, SIMILAR_FRONT_CHUNKS, STANDING_BLOBS,
+    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, CUT_BUFFER_BYTES, CUT_IN_PLACE_BYTES_MIN,
+    DELTA_BLOB_BYTES_MIN, LIST_INLINE_ENTRIES, SIMILAR_FRONT_CHUNKS, STANDING_BLOBS,
 };
 use crate::pipeline::PipelineError;
 use crate::pipeline::delta::Candidates;
@@ -181,8 +181,8 @@ impl StreamWriter {
         Ok(())
     }
 
-    /// Takes in a long piece, of which only the ends of the chunk that has begun before it and the beginning of the one after it
-    /// are copied.
+    /// Takes in a long piece, of which only the end of the chunk that has begun before it and the beginning of the one that ends
+    /// after it are copied.
     fn push_in_place(&mut self, bytes: &[u8]) -> Result<(), PipelineError> {
         self.cutter.hash(&mut self.hash, &self.buffer[self.hashed..]);
         self.cutter.hash(&mut self.hash, bytes);
@@ -190,7 +190,8 @@ impl StreamWriter {
         let mut at = 0;
         if before > 0 {
             // No chunk that begins in the buffer reaches further.
-            self.buffer.extend_from_slice(&bytes[..CHUNK_BYTES_MAX]);
+            let bytes_max = self.cutter.shared.chunker.params().max as usize;
+            self.buffer.extend_from_slice(&bytes[..bytes_max]);
             at = self.cutter.cut_until(&self.buffer, before, false)? - before;
         }
         at += self.cutter.cut(&bytes[at..], false)?;
