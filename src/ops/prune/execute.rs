@@ -57,7 +57,7 @@ impl<'a> Run<'a> {
         let mut report = survey.report();
         report.backups_dropped += owed.len();
         let mut dead: HashMap<ObjectId, u64> = survey.unlisted.iter().copied().collect();
-        for (pack, fate) in survey.holdings.packs.iter().zip(&survey.fates) {
+        for (pack, fate) in survey.holdings.packs.iter().zip(&survey.plan.fates) {
             if *fate == Fate::Dead {
                 dead.insert(pack.id, survey.stored[&pack.id].0);
             }
@@ -206,7 +206,7 @@ impl<'a> Run<'a> {
         }
         // What the store has lost and nobody misses is taken out of the index on the way.
         let holdings = &self.survey.holdings;
-        let missing = holdings.packs.iter().zip(&self.survey.fates).filter(|(_, fate)| **fate == Fate::Missing);
+        let missing = holdings.packs.iter().zip(&self.survey.plan.fates).filter(|(_, fate)| **fate == Fate::Missing);
         let unlist: HashSet<ObjectId> = missing.map(|(pack, _)| pack.id).chain(going.keys().copied()).collect();
         self.rewrite_index(&unlist, false)?;
         self.still_ours()?;

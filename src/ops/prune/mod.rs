@@ -193,7 +193,7 @@ pub fn prune(repo: &Arc<Repository>, options: &PruneOptions, progress: &Progress
         let mut report = survey.report();
         report.dry_run = true;
         let goes = report.packs_dead_bytes + report.packs_repack_dead_bytes;
-        report.bytes_freed = goes.cast_signed() - survey.rebased_bytes_more.cast_signed();
+        report.bytes_freed = goes.cast_signed() - survey.plan.rebased_bytes_more.cast_signed();
         return Ok(report);
     }
     let (lease, owed) = lease::take_lease(repo, options, progress)?;

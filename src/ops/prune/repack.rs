@@ -29,7 +29,7 @@ impl Run<'_> {
     /// Copies what lives in packs that are partly dead, and returns those packs: now nothing in them is needed.
     pub(super) fn repack(&mut self) -> Result<Vec<ObjectId>, PruneError> {
         let mut sources = Vec::new();
-        let fates = self.survey.fates.iter().enumerate();
+        let fates = self.survey.plan.fates.iter().enumerate();
         let numbers: Vec<usize> = fates.filter(|(_, fate)| **fate == Fate::Repack).map(|(number, _)| number).collect();
         if numbers.is_empty() {
             return Ok(Vec::new());
@@ -45,17 +45,17 @@ impl Run<'_> {
         let mut copier = Copier {
             repo: self.repo,
             holdings: &self.survey.holdings,
-            claimed: &self.survey.claimed,
-            rebased: &self.survey.rebased,
+            claimed: &self.survey.plan.claimed,
+            rebased: &self.survey.plan.rebased,
             reader: &reader,
             packer: &packer,
             opener: Opener::default(),
-            chains: Chains::of(&self.survey.holdings, |blob| self.survey.rebased.get(blob as usize))?,
+            chains: Chains::of(&self.survey.holdings, |blob| self.survey.plan.rebased.get(blob as usize))?,
             chained: Vec::new(),
             damaged: Vec::new(),
             gathered: [BlobKind::Data, BlobKind::Meta].map(|kind| Gathered::new(kind, Vec::new())),
         };
-        let in_use = self.survey.holdings.blobs_with(&self.survey.claimed)?;
+        let in_use = self.survey.holdings.blobs_with(&self.survey.plan.claimed)?;
         let mut rebased_all = true;
         for number in numbers {
             if self.progress.is_cancelled() {
@@ -108,7 +108,7 @@ impl Run<'_> {
         let holdings = &self.survey.holdings;
         for (position, chunk) in holdings.chunks.iter().enumerate() {
             let pack = &holdings.packs[holdings.pack_of(&chunk?) as usize].id;
-            let needed = self.survey.claimed.get(position) && gone.contains(pack);
+            let needed = self.survey.plan.claimed.get(position) && gone.contains(pack);
             if needed && !self.fresh.known.get(position) {
                 let detail = "a chunk of it was not copied: nothing more was removed".to_owned();
                 return Err(RepoError::Damaged { name: pack_name(pack), detail }.into());
@@ -121,7 +121,7 @@ impl Run<'_> {
     }
 
     fn has_rebased(&self, number: usize) -> bool {
-        self.survey.holdings.packs[number].blobs.clone().any(|blob| self.survey.rebased.get(blob as usize))
+        self.survey.holdings.packs[number].blobs.clone().any(|blob| self.survey.plan.rebased.get(blob as usize))
     }
 }
 

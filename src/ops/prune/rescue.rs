@@ -50,7 +50,7 @@ impl Run<'_> {
         let survey = &mut self.survey;
         let mut rescue = Rescue {
             holdings: &survey.holdings,
-            claimed: &mut survey.claimed,
+            claimed: &mut survey.plan.claimed,
             fresh: &self.fresh,
             going,
             spared,

@@ -44,13 +44,7 @@ pub(super) struct Survey {
     pub(super) stored: HashMap<ObjectId, (u64, Timestamp)>,
     pub(super) marks: Vec<Marked>,
     pub(super) marks_unreadable: Vec<ObjectId>,
-    pub(super) fates: Vec<Fate>,
-    pub(super) dead_bytes: Vec<u64>,
-    /// The copies of chunks that stay, by position.
-    pub(super) claimed: Bits,
-    /// Blobs that are stored anew without their bases, by number.
-    pub(super) rebased: Bits,
-    pub(super) rebased_bytes_more: u64,
+    pub(super) plan: Plan,
     pub(super) unlisted: Vec<(ObjectId, u64)>,
 }
 
@@ -92,22 +86,7 @@ impl Survey {
         let reached = reach(repo, &kept, &holdings, progress)?;
         let marked = marks.iter().flat_map(|mark| &mark.packs).copied().collect();
         let plan = plan(&holdings, reached, &stored, &marked, options)?;
-        let Plan { fates, dead_bytes, claimed, rebased, rebased_bytes_more } = plan;
-        Ok(Self {
-            decisions,
-            kept,
-            dropped,
-            holdings,
-            stored,
-            marks,
-            marks_unreadable,
-            fates,
-            dead_bytes,
-            claimed,
-            rebased,
-            rebased_bytes_more,
-            unlisted,
-        })
+        Ok(Self { decisions, kept, dropped, holdings, stored, marks, marks_unreadable, plan, unlisted })
     }
 
     pub(super) fn report(&self) -> PruneReport {
@@ -121,7 +100,8 @@ impl Survey {
             packs_unlisted: self.unlisted.len(),
             ..PruneReport::default()
         };
-        for ((pack, &fate), &dead_bytes) in self.holdings.packs.iter().zip(&self.fates).zip(&self.dead_bytes) {
+        for ((pack, &fate), &dead_bytes) in self.holdings.packs.iter().zip(&self.plan.fates).zip(&self.plan.dead_bytes)
+        {
             let bytes = self.stored.get(&pack.id).map_or(0, |(bytes, _)| *bytes);
             match fate {
                 Fate::Keep => {
