@@ -17,7 +17,7 @@
 //! | its chunks being sorted: [`INDEX_SORT_PARTS`] x [`INDEX_SORT_BUFFER_BYTES`], and one part, 28 bytes a chunk: 2 MiB of 20 million chunks | 10 MiB |
 //!
 //! With two sealers and two streams that sums up to 117 MiB (135 for S3), whatever the size of the database, and the program's own
-//! pages are 12 MiB. What was measured is 86 MB for 869 MB, 119 MB for 8.7 GB (docs/performance.md) and 138 MB for 2.9 GB of random
+//! pages are 12 MiB. What was measured is 95 MB for 866 MB, 119 MB for 8.7 GB (docs/performance.md) and 138 MB for 2.9 GB of random
 //! bytes, where every buffer is as full as it can be and the allocator keeps some between them; 149 MB for 400 MB of random bytes
 //! into S3. Argon2id takes 64 MiB once, before any of these exists.
 //!
