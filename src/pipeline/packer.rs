@@ -133,11 +133,14 @@ impl BaseFinder {
             }
         }
         let mut bases = Joined::new(bytes);
-        for part in parts {
-            match self.reader.part(opener, &part) {
+        for part in &parts {
+            // Of a blob no more is opened than what the last of them lies in.
+            let same_blob = parts.iter().filter(|other| other.blob.is(&part.blob));
+            let front = same_blob.map(|other| other.positions.end).max().unwrap_or(part.positions.end);
+            match self.reader.part(opener, part, front) {
                 Ok(piece) => {
                     self.reader.join(&mut bases, piece);
-                    contents.bases.extend(&part.blob.contents.chunks[part.positions]);
+                    contents.bases.extend(&part.blob.contents.chunks[part.positions.clone()]);
                     contents.depth = contents.depth.max(part.blob.contents.depth + 1);
                 }
                 Err(error) => tracing::debug!("pack {} gives no bases: {error}", part.blob.pack),

@@ -88,7 +88,7 @@ impl Sealer {
         seal_box(keys, box_kind(contents.kind), &object_id, compression, plaintext.len(), payload, entropy, out);
 
         let check = &mut self.check;
-        let opened = self.opener.open_raw(keys, contents.kind, &object_id, &out[start..], bases, check);
+        let opened = self.opener.open_front(keys, contents, &out[start..], bases, plaintext.len(), check);
         if opened.is_ok() && check == plaintext { Ok(()) } else { Err(SealError) }
     }
 
@@ -188,48 +188,37 @@ impl Opener {
         bases: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<(), OpenError> {
-        self.open_unnamed(keys, contents, sealed, bases, out)?;
+        self.open_front(keys, contents, sealed, bases, contents.raw_bytes(), out)?;
         compare_names(keys, contents.kind, &contents.chunks, out)
     }
 
-    /// Like [`open`](Self::open), and compares no chunk with its name: whoever rests on this blob is compared.
-    pub fn open_unnamed(
+    /// Like [`open`](Self::open), but compares no chunk with its name, and stops once `out` holds the first `wanted` bytes: they
+    /// and perhaps some after them.
+    pub fn open_front(
         &mut self,
         keys: &Keys,
         contents: &BlobContents,
         sealed: &[u8],
         bases: &[u8],
+        wanted: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), OpenError> {
+        let kind = box_kind(contents.kind);
         let mut encoded = Vec::new();
         contents.encode(&mut encoded);
         let object_id = keys.blob_list(&encoded);
-        self.open_raw(keys, contents.kind, &object_id, sealed, bases, out)?;
-        if out.len() != contents.raw_bytes() {
+        let opened = open_box(keys, kind, &object_id, sealed, &mut self.payload)?;
+        if opened.raw_bytes != contents.raw_bytes() {
             let detail = format!("its chunks add up to {}", contents.raw_bytes());
-            return Err(OpenError::Decompress { what: box_kind(contents.kind).word(), bytes: out.len(), detail });
+            return Err(OpenError::Decompress { what: kind.word(), bytes: opened.raw_bytes, detail });
+        }
+        match opened.compression {
+            Compression::None => std::mem::swap(out, &mut self.payload),
+            Compression::Zstd => {
+                inflate(&mut self.inflate, kind.word(), &self.payload, bases, opened.raw_bytes, wanted, out)?;
+            }
         }
         Ok(())
-    }
-
-    fn open_raw(
-        &mut self,
-        keys: &Keys,
-        kind: BlobKind,
-        object_id: &[u8; 32],
-        sealed: &[u8],
-        bases: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<(), OpenError> {
-        let kind = box_kind(kind);
-        let opened = open_box(keys, kind, object_id, sealed, &mut self.payload)?;
-        match opened.compression {
-            Compression::None => {
-                std::mem::swap(out, &mut self.payload);
-                Ok(())
-            }
-            Compression::Zstd => inflate(&mut self.inflate, kind.word(), &self.payload, bases, opened.raw_bytes, out),
-        }
     }
 }
 
@@ -291,6 +280,31 @@ mod tests {
         other[300_000] ^= 1;
         assert!(opener.open(&keys, &delta, &small, &other, &mut out).is_err(), "another base gives other bytes");
         assert!(opener.open(&keys, &plain, &small, &[], &mut out).is_err(), "the list is part of what is sealed");
+    }
+
+    #[test]
+    fn of_a_blob_no_more_is_inflated_than_its_front() {
+        let keys = Keys::derive(&MasterKey { secret: [1; 32], epoch: 0 }, RepoId([2; 16]));
+        let base: Vec<u8> = (0..600_000u32).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3] % 30).collect();
+        let text: Vec<u8> = base.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at % 5000 == 7)).collect();
+        let entry = |bytes: &[u8]| ChunkEntry { id: keys.chunk_id(bytes), bytes: bytes.len() as u32 };
+        let plain = BlobContents { kind: BlobKind::Data, depth: 0, chunks: vec![entry(&text)], bases: vec![] };
+        let delta = BlobContents { depth: 1, bases: vec![entry(&base)], ..plain.clone() };
+        let (mut sealer, mut opener, mut out) = (Sealer::new(3), Opener::default(), Vec::new());
+        for (mut contents, base) in [(plain, &[][..]), (delta, &base)] {
+            let mut sealed = Vec::new();
+            let bases = Bases { plaintext: base, alone_bytes: text.len() };
+            sealer.seal(&keys, &mut contents, &text, bases, &[0; 32], &mut sealed).unwrap();
+            assert_eq!(contents.bases.is_empty(), base.is_empty());
+            for wanted in [1, 131_072, 131_073, 500_000, 599_999, 600_000] {
+                opener.open_front(&keys, &contents, &sealed, base, wanted, &mut out).unwrap();
+                assert!(out.len() >= wanted && out[..] == text[..out.len()], "{wanted}");
+                let blocks = wanted.next_multiple_of(128 << 10);
+                assert!(out.len() <= blocks || wanted > 525_000, "{wanted}: {}", out.len());
+                opener.open(&keys, &contents, &sealed, base, &mut out).unwrap();
+                assert_eq!(out, text, "the whole after {wanted}");
+            }
+        }
     }
 
     #[test]

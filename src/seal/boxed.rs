@@ -5,6 +5,7 @@
 
 use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::{KeyInit, Tag, XChaCha20Poly1305, XNonce};
+use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
 use crate::limits::{RAW_BYTES_MAX, WINDOW_BYTES_MAX};
 use crate::seal::keys::{Keys, Kind};
@@ -24,6 +25,8 @@ pub const NAMED_BY_HASH: [u8; 32] = [0; 32];
 
 /// First bytes of a zstd frame.
 const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
+/// Longest header of one (RFC 8878, 3.1.1.1).
+const FRAME_HEADER_BYTES_MAX: usize = 18;
 
 /// How the payload of a box is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,22 +175,24 @@ pub fn open_object(keys: &Keys, kind: Kind, sealed: &[u8]) -> Result<Vec<u8>, Op
     match opened.compression {
         Compression::None => Ok(payload),
         Compression::Zstd => {
-            let (mut context, mut out) = (zstd::zstd_safe::DCtx::create(), Vec::new());
-            inflate(&mut context, kind.word(), &payload, &[], opened.raw_bytes, &mut out)?;
+            let (mut context, mut out) = (DCtx::create(), Vec::new());
+            inflate(&mut context, kind.word(), &payload, &[], opened.raw_bytes, opened.raw_bytes, &mut out)?;
             Ok(out)
         }
     }
 }
 
-/// Inflates exactly one zstd frame of exactly `raw_bytes` into `out`, which is emptied first.
+/// Inflates exactly one zstd frame of exactly `raw_bytes` into `out`, which is emptied first; or no more of it than what its
+/// first `wanted` bytes lie in.
 ///
 /// `prefix` is the plaintext that the frame was compressed against, or empty.
 pub(super) fn inflate(
-    context: &mut zstd::zstd_safe::DCtx<'static>,
+    context: &mut DCtx<'static>,
     what: &'static str,
     frame: &[u8],
     prefix: &[u8],
     raw_bytes: usize,
+    wanted: usize,
     out: &mut Vec<u8>,
 ) -> Result<(), OpenError> {
     let wrong = |detail: &str| OpenError::Decompress { what, bytes: raw_bytes, detail: detail.to_owned() };
@@ -211,21 +216,53 @@ pub(super) fn inflate(
     out.clear();
     // Exactly: buffers are used again, and one that doubled would be another size each time.
     out.reserve_exact(raw_bytes);
-    if prefix.is_empty() {
-        context.decompress(out, frame).map_err(zstd_error)?;
+    let inflated = if prefix.is_empty() {
+        inflate_until(context, frame, raw_bytes, wanted, out)
     } else {
-        inflate_with_prefix(frame, prefix, out).map_err(zstd_error)?;
-    }
-    if out.len() == raw_bytes { Ok(()) } else { Err(wrong("it inflates to another size")) }
+        inflate_with_prefix(frame, prefix, raw_bytes, wanted, out)
+    };
+    inflated.map_err(zstd_error)?;
+    let is_right = if wanted < raw_bytes { (wanted..=raw_bytes).contains(&out.len()) } else { out.len() == raw_bytes };
+    if is_right { Ok(()) } else { Err(wrong("it inflates to another size")) }
 }
 
 /// `ref_prefix` binds the prefix's lifetime to the context, so this one gets a context of its own.
-fn inflate_with_prefix(frame: &[u8], prefix: &[u8], out: &mut Vec<u8>) -> Result<(), usize> {
-    use zstd::zstd_safe::{DCtx, DParameter};
+fn inflate_with_prefix(
+    frame: &[u8],
+    prefix: &[u8],
+    raw_bytes: usize,
+    wanted: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), usize> {
     let mut context = DCtx::create();
     context.set_parameter(DParameter::WindowLogMax(23))?;
     context.ref_prefix(prefix)?;
-    context.decompress(out, frame).map(|_| ())
+    inflate_until(&mut context, frame, raw_bytes, wanted, out)
+}
+
+/// Inflates a frame into `out`, which has room for all of it; block by block if that saves an eighth at least.
+fn inflate_until(
+    context: &mut DCtx<'_>,
+    mut frame: &[u8],
+    raw_bytes: usize,
+    wanted: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), usize> {
+    if wanted > raw_bytes - raw_bytes / 8 {
+        return context.decompress(out, frame).map(|_| ());
+    }
+    context.reset(ResetDirective::SessionOnly)?;
+    // Blocks go where they belong at once, and find what they refer to there.
+    context.set_parameter(DParameter::StableOutBuffer(true))?;
+    let mut next = FRAME_HEADER_BYTES_MAX;
+    while out.len() < wanted && !frame.is_empty() {
+        let (block, rest) = frame.split_at(next.min(frame.len()));
+        frame = rest;
+        let start = out.len();
+        // What zstd asks for is the rest of a block and the header of the next one.
+        next = context.decompress_stream(&mut OutBuffer::around_pos(out, start), &mut InBuffer::around(block))?;
+    }
+    Ok(())
 }
 
 /// Size of the window that a frame asks for, 0 if that is the frame's own size (RFC 8878, 3.1.1.1.2).

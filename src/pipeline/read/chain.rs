@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, MutexGuard};
 
-use super::kept::Kept;
+use super::kept::{Kept, without_gaps};
 use super::parts::{Bytes, Joined, Part};
 use super::{Reader, missing_chunk, stream_error};
 use crate::format::manifest::{ChunkEntry, bytes_of};
@@ -23,15 +23,24 @@ struct Step {
     /// Whether every chunk of every blob on the way is compared with its name, so that the error names the one at fault. Bytes
     /// that a wrong base leads to are found out either way.
     compare: bool,
+    /// How many chunks of it may be asked for that no plan knows of, from the first one on.
+    front: usize,
 }
 
 impl Step {
-    fn first(window: Option<u64>) -> Self {
-        Self { depth: 0, window, compare: false }
+    /// By the plan.
+    fn planned(window: u64) -> Self {
+        Self { depth: 0, window: Some(window), compare: false, front: 0 }
+    }
+
+    /// Without one.
+    fn unplanned(front: usize) -> Self {
+        Self { depth: 0, window: None, compare: false, front }
     }
 
     fn deeper(self) -> Self {
-        Self { depth: self.depth + 1, ..self }
+        let front = if self.window.is_some() { 0 } else { usize::MAX };
+        Self { depth: self.depth + 1, front, ..self }
     }
 }
 
@@ -61,21 +70,22 @@ impl Reader {
         }
     }
 
-    /// The plaintext of chunks whose place is known.
-    pub fn part(&self, opener: &mut Opener, part: &Part) -> Result<Bytes, PipelineError> {
-        let piece = self.piece(opener, part, None, None);
+    /// The plaintext of chunks whose place is known. `front` is how many chunks of their blob the caller may ask for, from the
+    /// first one on.
+    pub fn part(&self, opener: &mut Opener, part: &Part, front: usize) -> Result<Bytes, PipelineError> {
+        let piece = self.step_for(opener, part, Step::unplanned(front));
         self.verified(opener, part, piece)
     }
 
-    /// The plaintext of chunks, not compared with their names. `sealed` is their blob, if it was fetched.
-    pub(super) fn piece(
+    /// The plaintexts of parts of one blob, which was fetched as `sealed`, not compared with their names.
+    pub(super) fn pieces(
         &self,
         opener: &mut Opener,
-        part: &Part,
-        sealed: Option<&[u8]>,
+        parts: &[&Part],
+        sealed: &[u8],
         window: Option<u64>,
-    ) -> Result<Bytes, PipelineError> {
-        self.step(opener, part, sealed, Step::first(window))
+    ) -> Result<Vec<Bytes>, PipelineError> {
+        self.step(opener, parts, Some(sealed), window.map_or(Step::unplanned(usize::MAX), Step::planned))
     }
 
     /// Compares chunks with their names. If that or opening them failed because of one of the bases, they are opened again, so
@@ -92,8 +102,8 @@ impl Reader {
         };
         match piece.and_then(compared) {
             Err(PipelineError::Repo(RepoError::Damaged { .. })) if !part.blob.contents.bases.is_empty() => {
-                let step = Step { depth: 0, window: None, compare: true };
-                self.step(opener, part, None, step).and_then(compared)
+                let step = Step { compare: true, ..Step::unplanned(usize::MAX) };
+                self.step_for(opener, part, step).and_then(compared)
             }
             other => other,
         }
@@ -104,48 +114,70 @@ impl Reader {
         compare_names(&self.repo.keys, blob.contents.kind, chunks, plaintext).map_err(|error| in_blob(blob, &error))
     }
 
+    fn step_for(&self, opener: &mut Opener, part: &Part, step: Step) -> Result<Bytes, PipelineError> {
+        Ok(self.step(opener, &[part], None, step)?.pop().expect("one part in, one piece out"))
+    }
+
+    /// The plaintexts of `parts`, which are of one blob.
     fn step(
         &self,
         opener: &mut Opener,
-        part: &Part,
+        parts: &[&Part],
         sealed: Option<&[u8]>,
         step: Step,
-    ) -> Result<Bytes, PipelineError> {
-        let blob = &*part.blob;
+    ) -> Result<Vec<Bytes>, PipelineError> {
+        let blob = &*parts[0].blob;
+        let ask = |kept: &mut Kept| {
+            if let Some(window) = step.window {
+                parts.iter().for_each(|part| kept.ask(window, part));
+            }
+        };
         let mut kept = self.kept();
-        if let Some(window) = step.window {
-            kept.ask(window, part);
-        }
         loop {
-            if let Some(bytes) = kept.get(part, step.compare) {
-                return Ok(bytes);
+            let held: Option<Vec<Bytes>> = parts.iter().map(|part| kept.get(part, step.compare)).collect();
+            if let Some(held) = held {
+                ask(&mut kept);
+                return Ok(held);
             }
             if kept.begin_opening(blob) {
                 break;
             }
-            // A blob rests on less deep ones only: nobody waits for who is waiting.
+            // A blob rests on less deep ones only: nobody waits for who is waiting. Whoever opens it keeps this as well, which has
+            // not been asked for yet.
             kept = self.opened.wait(kept).expect("no code panics while it holds this lock");
         }
-        drop(kept);
-        let _opening = Opening { reader: self, blob };
-        let plaintext = match sealed {
-            Some(sealed) => self.open_after_bases(opener, blob, sealed, step)?,
+        ask(&mut kept);
+        let whole = 0..blob.contents.chunks.len();
+        let wanted = match step.window {
+            Some(_) => kept.wanted(blob),
+            None if parts[0].is_whole() => Vec::new(),
             None => {
-                let sealed = self.fetcher.get(blob).map_err(RepoError::from)?;
-                self.open_after_bases(opener, blob, &sealed, step)?
+                let front = 0..step.front.min(whole.end);
+                vec![front]
             }
         };
-        // Without a plan, who has read a part may come back for more.
-        let keep_all = step.window.is_none() && !part.is_whole();
-        Ok((self.keep(blob, plaintext, keep_all, step.compare), blob.range_of(&part.positions)))
+        drop(kept);
+        let _opening = Opening { reader: self, blob };
+        let ends = wanted.iter().chain(parts.iter().map(|part| &part.positions)).map(|run| run.end);
+        let front = if step.compare { whole.end } else { ends.max().unwrap_or(whole.end) };
+        let plaintext = match sealed {
+            Some(sealed) => self.open_after_bases(opener, blob, sealed, front, step)?,
+            None => {
+                let sealed = self.fetcher.get(blob).map_err(RepoError::from)?;
+                self.open_after_bases(opener, blob, &sealed, front, step)?
+            }
+        };
+        let plaintext = self.keep(blob, plaintext, wanted, 0..front, step.compare);
+        Ok(parts.iter().map(|part| (plaintext.clone(), blob.range_of(&part.positions))).collect())
     }
 
     /// Fetches and opens a blob, and keeps it for those that rest on it.
     pub(crate) fn open_chained(&self, opener: &mut Opener, blob: &BlobRow) -> Result<Arc<Vec<u8>>, PipelineError> {
-        let all = Part { positions: 0..blob.contents.chunks.len(), blob: Arc::new(blob.clone()) };
-        let piece = self.piece(opener, &all, None, None);
-        let (plaintext, _) = self.verified(opener, &all, piece)?;
-        Ok(if self.kept().is_held(blob) { plaintext } else { self.keep(blob, plaintext, true, true) })
+        let whole = 0..blob.contents.chunks.len();
+        let all = Part { positions: whole.clone(), blob: Arc::new(blob.clone()) };
+        let (plaintext, _) = self.part(opener, &all, whole.end)?;
+        let is_held = self.kept().is_held(blob);
+        Ok(if is_held { plaintext } else { self.keep(blob, plaintext, vec![whole.clone()], whole, true) })
     }
 
     /// Opens a blob that was fetched, after its bases.
@@ -155,16 +187,19 @@ impl Reader {
         blob: &BlobRow,
         sealed: &[u8],
     ) -> Result<Arc<Vec<u8>>, PipelineError> {
-        let plaintext = self.open_after_bases(opener, blob, sealed, Step::first(None))?;
-        self.compare(blob, &(0..blob.contents.chunks.len()), &plaintext)?;
+        let whole = 0..blob.contents.chunks.len();
+        let plaintext = self.open_after_bases(opener, blob, sealed, whole.end, Step::unplanned(whole.end))?;
+        self.compare(blob, &whole, &plaintext)?;
         Ok(plaintext)
     }
 
+    /// The plaintext of the first chunks of a blob, `front` of them, or of more.
     fn open_after_bases(
         &self,
         opener: &mut Opener,
         blob: &BlobRow,
         sealed: &[u8],
+        front: usize,
         step: Step,
     ) -> Result<Arc<Vec<u8>>, PipelineError> {
         let contents = &blob.contents;
@@ -175,10 +210,11 @@ impl Reader {
         let parts = planned.map_or_else(|| self.locate_bases(blob), Ok)?;
         let mut bases = Joined::new(bytes_of(&contents.bases));
         for part in &*parts {
-            self.join(&mut bases, self.step(opener, part, None, step.deeper())?);
+            self.join(&mut bases, self.step_for(opener, part, step.deeper())?);
         }
         let mut plaintext = self.spare_buffer();
-        let opened = opener.open_unnamed(&self.repo.keys, contents, sealed, bases.bytes(), &mut plaintext);
+        let wanted = blob.bytes_of(&(0..front));
+        let opened = opener.open_front(&self.repo.keys, contents, sealed, bases.bytes(), wanted, &mut plaintext);
         opened.map_err(|error| in_blob(blob, &error))?;
         if step.compare {
             self.compare(blob, &(0..contents.chunks.len()), &plaintext)?;
@@ -191,14 +227,20 @@ impl Reader {
         Part::runs(&blob.contents.bases, |base| self.locate_base(base, blob.contents.depth))
     }
 
-    /// Keeps of an opened blob what will be asked for, or all of it. Returns it.
-    fn keep(&self, blob: &BlobRow, plaintext: Arc<Vec<u8>>, all: bool, is_named: bool) -> Arc<Vec<u8>> {
-        let whole = 0..blob.contents.chunks.len();
-        let wanted = if all { vec![whole.clone()] } else { self.kept().wanted(blob) };
+    /// Keeps the chunks of a blob that are wanted, of those that were opened. Returns its plaintext.
+    fn keep(
+        &self,
+        blob: &BlobRow,
+        plaintext: Arc<Vec<u8>>,
+        wanted: Vec<Range<usize>>,
+        opened: Range<usize>,
+        is_named: bool,
+    ) -> Arc<Vec<u8>> {
         if wanted.is_empty() {
             return plaintext;
         }
-        let (plaintext, kept) = if wanted != [whole] {
+        let wanted = without_gaps(blob, wanted, &opened);
+        let (plaintext, kept) = if wanted != [opened] {
             let mut copied = Vec::with_capacity(wanted.iter().map(|run| blob.bytes_of(run)).sum());
             wanted.iter().for_each(|run| copied.extend_from_slice(&plaintext[blob.range_of(run)]));
             (plaintext, Arc::new(copied))

@@ -13,7 +13,7 @@ use super::parts::{Bytes, Part};
 use crate::pipeline::stream::BlobPlace;
 use crate::repo::index::BlobRow;
 
-/// A blob of which all but an eighth is wanted is kept as it is; of others the chunks that are wanted are copied.
+/// What was opened of a blob is kept as it is if all but an eighth is wanted; else the chunks that are wanted are copied.
 const NEARLY_ALL: usize = 8;
 
 /// What is kept, and what will be asked for.
@@ -168,14 +168,10 @@ impl Kept {
         self.opening.remove(&blob.place());
     }
 
-    /// The chunks of a blob that the plan will ask for, in order; all of them if that is nearly all.
+    /// The chunks of a blob that the plan will ask for, in order.
     pub fn wanted(&self, blob: &BlobRow) -> Vec<Range<usize>> {
         let Some(known) = self.blobs.get(&blob.place()) else { return Vec::new() };
-        let wanted = union(known.uses.iter().map(|planned| planned.positions.clone()).collect());
-        let all = 0..blob.contents.chunks.len();
-        let bytes: usize = wanted.iter().map(|run| blob.bytes_of(run)).sum();
-        let is_nearly_all = bytes > 0 && bytes >= blob.bytes_of(&all) / NEARLY_ALL * (NEARLY_ALL - 1);
-        if is_nearly_all { vec![all] } else { wanted }
+        union(known.uses.iter().map(|planned| planned.positions.clone()).collect())
     }
 
     /// Keeps chunks of a blob, `runs` of them. Returns what had to go for it.
@@ -231,6 +227,13 @@ impl Kept {
         self.bytes -= held.plaintext.len();
         Some(held.plaintext)
     }
+}
+
+/// The chunks of a blob that are kept, where those of `wanted` are wanted: all that were opened, if that is hardly more.
+pub(super) fn without_gaps(blob: &BlobRow, wanted: Vec<Range<usize>>, opened: &Range<usize>) -> Vec<Range<usize>> {
+    let bytes: usize = wanted.iter().map(|run| blob.bytes_of(run)).sum();
+    let is_nearly_all = bytes >= blob.bytes_of(opened) / NEARLY_ALL * (NEARLY_ALL - 1);
+    if is_nearly_all { vec![opened.clone()] } else { wanted }
 }
 
 /// Joins runs that overlap or touch, in order.
@@ -299,11 +302,19 @@ mod tests {
     }
 
     #[test]
-    fn nearly_all_of_a_blob_is_all_of_it() {
-        let mut kept = Kept::new(1000);
+    fn nearly_all_that_was_opened_is_all_of_it() {
         let one = blob(1, 0);
-        kept.plan(1, &part(&one, 0..9));
-        assert_eq!(kept.wanted(&one), [ALL]);
+        let [few, front, gap, gaps, most] =
+            [vec![0..2, 4..8], vec![0..8; 1], vec![0..3, 4..8], vec![1..3, 4..8], vec![0..9; 1]];
+        for (wanted, opened, kept) in [
+            (&most, ALL, vec![ALL; 1]),
+            (&front, ALL, front.clone()),
+            (&gap, 0..8, front.clone()),
+            (&gaps, 0..8, gaps.clone()),
+            (&few, 0..8, few.clone()),
+        ] {
+            assert_eq!(without_gaps(&one, wanted.clone(), &opened), kept, "{wanted:?} of {opened:?}");
+        }
     }
 
     #[test]

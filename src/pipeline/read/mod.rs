@@ -322,12 +322,13 @@ impl Reader {
     /// What is kept of a window that is being opened.
     fn pieces_kept(&self, parts: &[Part], number: Option<u64>) -> Vec<Option<Bytes>> {
         let mut kept = self.kept();
-        if let Some(number) = number {
-            kept.begin_window(number);
-            // All of them first: what the window takes itself need not be kept for it.
-            parts.iter().for_each(|part| kept.ask(number, part));
-        }
-        parts.iter().map(|part| kept.get(part, false)).collect()
+        number.inspect(|number| kept.begin_window(*number));
+        let piece = |part: &Part| {
+            let piece = kept.get(part, false)?;
+            number.inspect(|number| kept.ask(*number, part));
+            Some(piece)
+        };
+        parts.iter().map(piece).collect()
     }
 
     /// Opens a blob for parts of it.
@@ -338,23 +339,17 @@ impl Reader {
         sealed: &[u8],
         number: Option<u64>,
     ) -> Result<(), PipelineError> {
-        let mut whole: Option<Arc<Vec<u8>>> = None;
-        for (part, piece) in parts {
-            if piece.is_some() {
-                continue;
+        let (wanted, pieces): (Vec<&Part>, Vec<&mut Option<Bytes>>) =
+            parts.filter(|(_, piece)| piece.is_none()).unzip();
+        match self.pieces(opener, &wanted, sealed, number) {
+            Ok(opened) => pieces.into_iter().zip(opened).for_each(|(piece, opened)| *piece = Some(opened)),
+            Err(error) => {
+                // Opened again, it says which blob on the way is at fault.
+                self.verified(opener, wanted[0], Err(error))?;
+                for (part, piece) in wanted.iter().zip(pieces) {
+                    *piece = Some(self.part(opener, part, usize::MAX)?);
+                }
             }
-            if let Some(whole) = &whole {
-                *piece = Some((whole.clone(), part.blob.range_of(&part.positions)));
-                continue;
-            }
-            let opened = match self.piece(opener, part, Some(sealed), number) {
-                Ok(opened) => opened,
-                failed => self.verified(opener, part, failed)?,
-            };
-            if opened.0.len() == part.blob.contents.raw_bytes() {
-                whole = Some(opened.0.clone());
-            }
-            *piece = Some(opened);
         }
         Ok(())
     }
@@ -366,7 +361,8 @@ impl Reader {
         self.repo.load_index(&Progress::default()).ok()?;
         let index = &self.repo.index;
         let found = index.find(&entry.id, |pack| *pack != bad.pack).or_else(|| index.find(&entry.id, |_| true))?;
-        (found.blob.contents.chunks[found.position] == *entry).then(|| self.part(opener, &found.into()).ok())?
+        (found.blob.contents.chunks[found.position] == *entry)
+            .then(|| self.part(opener, &found.into(), usize::MAX).ok())?
     }
 
     /// Calls `each` with every item of a manifest, in order. A path that comes twice is damage: the second would be
