@@ -5,4 +5,5 @@
 pub mod blob;
 pub mod boxed;
 pub mod keys;
+mod prefix;
 pub mod slot;
