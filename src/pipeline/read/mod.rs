@@ -8,6 +8,7 @@ mod chain;
 mod kept;
 mod parts;
 mod plan;
+mod taking;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex};
@@ -29,7 +30,8 @@ use crate::seal::blob::Opener;
 
 use kept::Kept;
 pub use parts::{Bytes, Joined, Part};
-use plan::{Batch, Foreseen, Planned, Planner, WINDOW_BYTES, Window};
+use plan::{Batch, Foreseen, NEIGHBOURS, Neighbours, Planned, Planner, WINDOW_BYTES, Window};
+use taking::Taking;
 
 /// Reads streams of one repository. Usable from several threads at once; they share the opened blobs.
 pub struct Reader {
@@ -45,10 +47,10 @@ pub struct Reader {
     spare: Mutex<Vec<Vec<u8>>>,
 }
 
-struct Job<'r> {
-    window: Window<'r>,
-    done: Sender<Result<Vec<Bytes>, PipelineError>>,
-}
+/// Windows that one thread opens, one after the other, each with its place in the stream and where it goes.
+type Job<'r> = Vec<(u64, (Window<'r>, Sender<Opened>))>;
+/// The plaintext of a window, in order.
+type Opened = Result<Vec<Bytes>, PipelineError>;
 
 impl Reader {
     /// `openers` is the number of threads that fetch and open for one stream.
@@ -126,9 +128,10 @@ impl Reader {
             }
             return self.hand_out(self.open_window(&mut opener, &planner.rest(), None)?, out);
         }
+        let taking = Taking::new(2 * self.openers);
         std::thread::scope(|scope| {
             let (jobs, job_queue) = bounded::<Job>(self.openers);
-            let (order, order_queue) = bounded::<Receiver<Result<Vec<Bytes>, PipelineError>>>(2 * self.openers);
+            let (order, order_queue) = bounded::<Receiver<Opened>>(NEIGHBOURS);
             let (ahead, pieces) = unbounded::<Extent>();
             if self.fetcher.is_far() {
                 for _ in 0..self.repo.backend.properties().parallel_requests {
@@ -139,9 +142,11 @@ impl Reader {
             let planner = scope.spawn(move || self.plan(kind, stream, &jobs, &order, &ahead));
             for _ in 0..self.openers {
                 let job_queue = job_queue.clone();
+                let taking = &taking;
                 scope.spawn(move || {
                     let mut opener = Opener::default();
-                    for Job { window, done } in job_queue {
+                    for (turn, (window, done)) in job_queue.into_iter().flatten() {
+                        taking.wait_for(turn);
                         let opened = self.open_window(&mut opener, &window.parts, Some(window.number));
                         drop(window);
                         // The reader may have given up.
@@ -150,15 +155,17 @@ impl Reader {
                 });
             }
             drop(job_queue);
+            let taker = taking.taker();
             let read = || -> Result<(), PipelineError> {
                 for window in &order_queue {
-                    let bytes = window.recv().map_err(|_| stream_error("a worker broke down"))??;
+                    let opened = taker.take(window.try_recv().ok().map(Ok), || window.recv());
+                    let bytes = opened.map_err(|_| stream_error("a worker broke down"))??;
                     self.hand_out(bytes, out)?;
                 }
                 Ok(())
             };
             let read = { read }();
-            drop(order_queue);
+            drop((taker, order_queue));
             let planned = planner.join().unwrap_or_else(|_| Err(stream_error("a worker broke down")));
             read.and(planned)
         })
@@ -184,19 +191,25 @@ impl Reader {
         kind: BlobKind,
         stream: &StreamRef,
         jobs: &Sender<Job<'r>>,
-        order: &Sender<Receiver<Result<Vec<Bytes>, PipelineError>>>,
+        order: &Sender<Receiver<Opened>>,
         ahead: &Sender<Extent>,
     ) -> Result<(), PipelineError> {
         let mut planner = Planner::new(self, kind);
         let mut planned = Planned { reader: self, ahead, next: Batch::default(), announced: Batch::default() };
         let mut foreseen = Foreseen::new(self);
-        let send = |window: Window<'r>| -> Result<(), PipelineError> {
-            let (done, result) = bounded(1);
+        let mut neighbours = Neighbours::default();
+        let mut turns = 0..;
+        let mut send = |windows: Vec<Window<'r>>| -> Result<(), PipelineError> {
+            let (done, results): (Vec<_>, Vec<_>) = windows.iter().map(|_| bounded(1)).unzip();
             // Either end hangs up only when the reader has given up; its error is the one that counts.
-            let sent = order.send(result).is_ok() && jobs.send(Job { window, done }).is_ok();
+            let sent = jobs.send(turns.by_ref().zip(windows.into_iter().zip(done)).collect()).is_ok();
+            let sent = sent && results.into_iter().all(|result| order.send(result).is_ok());
             if sent { Ok(()) } else { Err(crate::progress::Cancelled.into()) }
         };
-        let mut hand_on = |window: Window<'r>| planned.add(window).into_iter().try_for_each(&send);
+        let mut open = |windows: Vec<Window<'r>>| {
+            windows.into_iter().filter_map(|window| neighbours.add(window)).try_for_each(&mut send)
+        };
+        let mut hand_on = |window: Window<'r>| open(planned.add(window));
         let walked = self.walk(stream, &mut |depth, entry| {
             if depth > 0 {
                 return Ok(());
@@ -208,9 +221,9 @@ impl Reader {
         if walked.is_ok() {
             foreseen.push(planner.rest());
         }
-        let sent = foreseen.into_rest().try_for_each(hand_on);
-        let sent = sent.and_then(|()| planned.announce().into_iter().try_for_each(&send));
-        walked.and(sent.and_then(|()| planned.announce().into_iter().try_for_each(&send)))
+        let sent = foreseen.into_rest().try_for_each(&mut hand_on);
+        let sent = sent.and_then(|()| open(planned.announce())).and_then(|()| open(planned.announce()));
+        walked.and(sent.and_then(|()| send(neighbours.rest())))
     }
 
     fn locate(&self, entry: &ChunkEntry, kind: BlobKind) -> Result<Location, PipelineError> {

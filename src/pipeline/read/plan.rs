@@ -19,6 +19,10 @@ use crate::repo::index::BlobRow;
 pub(super) const WINDOW_BLOBS: usize = 2;
 pub(super) const WINDOW_BYTES: usize = 2 << 20;
 
+/// Windows that ask for the same blobs are opened by one opener, one after the other: at most so many, and so many bytes.
+pub(super) const NEIGHBOURS: usize = 16;
+const NEIGHBOURS_BYTES: usize = 8 << 20;
+
 /// Gathers entries into windows.
 pub(super) struct Planner<'r> {
     reader: &'r Reader,
@@ -136,6 +140,31 @@ impl<'r> Foreseen<'r> {
 
     pub(super) fn into_rest(self) -> impl Iterator<Item = Window<'r>> {
         self.windows.into_iter()
+    }
+}
+
+/// Windows that ask for the same blobs, or rest on the same ones: opened side by side, each would wait for the other.
+#[derive(Default)]
+pub(super) struct Neighbours<'r> {
+    windows: Vec<Window<'r>>,
+    blobs: HashSet<BlobPlace>,
+    bytes: usize,
+}
+
+impl<'r> Neighbours<'r> {
+    /// Adds a window; returns those before it if it is none of them, or if they are enough.
+    pub(super) fn add(&mut self, window: Window<'r>) -> Option<Vec<Window<'r>>> {
+        let is_one = window.places.iter().any(|place| self.blobs.contains(place));
+        let has_room = self.bytes + window.bytes() <= NEIGHBOURS_BYTES && self.windows.len() < NEIGHBOURS;
+        let before = if self.windows.is_empty() || is_one && has_room { None } else { Some(self.rest()) };
+        self.bytes += window.bytes();
+        self.blobs.extend(&window.places);
+        self.windows.push(window);
+        before
+    }
+
+    pub(super) fn rest(&mut self) -> Vec<Window<'r>> {
+        std::mem::take(self).windows
     }
 }
 
