@@ -21,9 +21,9 @@
 //! bytes, where every buffer is as full as it can be and the allocator keeps some between them; 149 MB for 400 MB of random bytes
 //! into S3. Argon2id takes 64 MiB once, before any of these exists.
 //!
-//! Whoever reads holds [`OPENED_BYTES`] of opened blobs for each opener, a window of two blobs that is being opened, two that
-//! wait, and for each step of a chain of blobs the bases of one, up to [`BASE_BYTES_MAX`]; and [`FORESEEN_ENTRIES`] of the plan:
-//! 109 MB for a restore at the end of chains of eight, 77 MB without chains. Of a far store (S3) come [`FETCHED_BYTES`] as stored,
+//! Whoever reads holds [`OPENED_BYTES`] of opened blobs for each opener, a window of two blobs that is being opened,
+//! [`BUSY_WINDOWS`] that wait (up to [`NEIGHBOUR_WINDOWS`] in all for one that takes longer), and for each step of a chain of blobs the bases of one, up to [`BASE_BYTES_MAX`]; and [`FORESEEN_ENTRIES`] of the plan:
+//! 118 MB for a restore at the end of chains of eight, 77 MB without chains. Of a far store (S3) come [`FETCHED_BYTES`] as stored,
 //! what is on its way included. A check holds a pack a thread beside that. A backup that compresses against an older one reads with
 //! one opener: 140 MB in all.
 //!
@@ -160,6 +160,14 @@ pub const OPENED_BYTES: usize = 20 << 20;
 pub const FORESEEN_BYTES: usize = 256 << 20;
 pub const FORESEEN_WINDOWS: usize = 1024;
 pub const FORESEEN_ENTRIES: usize = 96 << 10;
+
+/// Windows of a stream that rest on the same blobs are opened by one thread, one after the other: at most so many, so many bytes,
+/// and of a far store so many as stored, so that what was fetched for them is still there when they are opened.
+pub const NEIGHBOUR_WINDOWS: usize = 16;
+pub const NEIGHBOUR_BYTES: usize = 8 << 20;
+pub const NEIGHBOUR_BYTES_STORED: usize = 1 << 20;
+/// Windows that are opened for who is busy with those before them, for each opener.
+pub const BUSY_WINDOWS: usize = 2;
 
 /// Blobs of one pack that lie this close together are fetched in one request.
 pub const FETCH_GAP_BYTES: u32 = 128 << 10;

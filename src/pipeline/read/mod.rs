@@ -19,7 +19,9 @@ use crate::backend::BackendError;
 use crate::format::manifest::{CHUNK_ENTRY_BYTES, ChunkEntry, Item, Manifest, StreamRef, bytes_of, decode_entries};
 use crate::format::pack::BlobKind;
 use crate::id::ChunkId;
-use crate::limits::{FETCH_GAP_BYTES, ITEM_LINE_BYTES_MAX, OPENED_BYTES, STREAM_DEPTH_MAX};
+use crate::limits::{
+    BUSY_WINDOWS, FETCH_GAP_BYTES, ITEM_LINE_BYTES_MAX, NEIGHBOUR_WINDOWS, OPENED_BYTES, STREAM_DEPTH_MAX,
+};
 use crate::pipeline::fetch::{Extent, Fetcher};
 use crate::pipeline::{PathHash, PipelineError, path_hash};
 use crate::progress::Progress;
@@ -30,7 +32,7 @@ use crate::seal::blob::Opener;
 
 use kept::Kept;
 pub use parts::{Bytes, Joined, Part};
-use plan::{Batch, Foreseen, NEIGHBOURS, Neighbours, Planned, Planner, WINDOW_BYTES, Window};
+use plan::{Batch, Foreseen, Neighbours, Planned, Planner, WINDOW_BYTES, Window};
 use taking::Taking;
 
 /// Reads streams of one repository. Usable from several threads at once; they share the opened blobs.
@@ -128,10 +130,10 @@ impl Reader {
             }
             return self.hand_out(self.open_window(&mut opener, &planner.rest(), None)?, out);
         }
-        let taking = Taking::new(2 * self.openers);
+        let taking = Taking::new(BUSY_WINDOWS * self.openers);
         std::thread::scope(|scope| {
             let (jobs, job_queue) = bounded::<Job>(self.openers);
-            let (order, order_queue) = bounded::<Receiver<Opened>>(NEIGHBOURS);
+            let (order, order_queue) = bounded::<Receiver<Opened>>(NEIGHBOUR_WINDOWS);
             let (ahead, pieces) = unbounded::<Extent>();
             if self.fetcher.is_far() {
                 for _ in 0..self.repo.backend.properties().parallel_requests {
@@ -197,7 +199,7 @@ impl Reader {
         let mut planner = Planner::new(self, kind);
         let mut planned = Planned { reader: self, ahead, next: Batch::default(), announced: Batch::default() };
         let mut foreseen = Foreseen::new(self);
-        let mut neighbours = Neighbours::default();
+        let mut neighbours = Neighbours::new(self);
         let mut turns = 0..;
         let mut send = |windows: Vec<Window<'r>>| -> Result<(), PipelineError> {
             let (done, results): (Vec<_>, Vec<_>) = windows.iter().map(|_| bounded(1)).unzip();

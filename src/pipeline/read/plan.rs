@@ -9,7 +9,10 @@ use super::Reader;
 use super::parts::Part;
 use crate::format::manifest::ChunkEntry;
 use crate::format::pack::BlobKind;
-use crate::limits::{FORESEEN_BYTES, FORESEEN_ENTRIES, FORESEEN_WINDOWS, PLANNED_BYTES, PLANNED_WINDOWS};
+use crate::limits::{
+    FORESEEN_BYTES, FORESEEN_ENTRIES, FORESEEN_WINDOWS, NEIGHBOUR_BYTES, NEIGHBOUR_BYTES_STORED, NEIGHBOUR_WINDOWS,
+    PLANNED_BYTES, PLANNED_WINDOWS,
+};
 use crate::pipeline::PipelineError;
 use crate::pipeline::fetch::Extent;
 use crate::pipeline::stream::BlobPlace;
@@ -18,10 +21,6 @@ use crate::repo::index::BlobRow;
 /// A window of a stream is opened as one piece of work: at most this many blobs, and about this many bytes.
 pub(super) const WINDOW_BLOBS: usize = 2;
 pub(super) const WINDOW_BYTES: usize = 2 << 20;
-
-/// Windows that ask for the same blobs are opened by one opener, one after the other: at most so many, and so many bytes.
-pub(super) const NEIGHBOURS: usize = 16;
-const NEIGHBOURS_BYTES: usize = 8 << 20;
 
 /// Gathers entries into windows.
 pub(super) struct Planner<'r> {
@@ -71,14 +70,14 @@ pub(super) struct Window<'r> {
     reader: &'r Reader,
     pub(super) number: u64,
     pub(super) parts: Vec<Part>,
-    /// The blobs that it asks for, and those that these rest on.
-    places: Vec<BlobPlace>,
+    /// The blobs that it asks for, and those that these rest on, with their sizes as stored.
+    blobs: Vec<(BlobPlace, u32)>,
 }
 
 impl<'r> Window<'r> {
     fn new(reader: &'r Reader, parts: Vec<Part>) -> Self {
         let number = reader.kept().next_window();
-        let mut window = Self { reader, number, parts: Vec::new(), places: Vec::new() };
+        let mut window = Self { reader, number, parts: Vec::new(), blobs: Vec::new() };
         window.need(&parts);
         window.parts = parts;
         window
@@ -87,7 +86,7 @@ impl<'r> Window<'r> {
     fn need(&mut self, parts: &[Part]) {
         for part in parts {
             if self.reader.kept().plan(self.number, part) {
-                self.places.push(part.blob.place());
+                self.blobs.push((part.blob.place(), part.blob.stored));
                 self.need(&self.reader.foreseen_bases(&part.blob));
             }
         }
@@ -100,7 +99,8 @@ impl<'r> Window<'r> {
 
 impl Drop for Window<'_> {
     fn drop(&mut self) {
-        let unwanted = self.reader.kept().end_window(self.number, &self.places);
+        let places: Vec<BlobPlace> = self.blobs.iter().map(|(place, _)| *place).collect();
+        let unwanted = self.reader.kept().end_window(self.number, &places);
         unwanted.into_iter().for_each(|plaintext| self.reader.give_back(plaintext));
     }
 }
@@ -144,27 +144,61 @@ impl<'r> Foreseen<'r> {
 }
 
 /// Windows that ask for the same blobs, or rest on the same ones: opened side by side, each would wait for the other.
-#[derive(Default)]
 pub(super) struct Neighbours<'r> {
     windows: Vec<Window<'r>>,
-    blobs: HashSet<BlobPlace>,
-    bytes: usize,
+    rest_on: Neighbourhood,
 }
 
 impl<'r> Neighbours<'r> {
+    pub(super) fn new(reader: &Reader) -> Self {
+        let stored_max = if reader.fetcher.is_far() { NEIGHBOUR_BYTES_STORED } else { usize::MAX };
+        Self { windows: Vec::new(), rest_on: Neighbourhood::new(stored_max) }
+    }
+
     /// Adds a window; returns those before it if it is none of them, or if they are enough.
     pub(super) fn add(&mut self, window: Window<'r>) -> Option<Vec<Window<'r>>> {
-        let is_one = window.places.iter().any(|place| self.blobs.contains(place));
-        let has_room = self.bytes + window.bytes() <= NEIGHBOURS_BYTES && self.windows.len() < NEIGHBOURS;
-        let before = if self.windows.is_empty() || is_one && has_room { None } else { Some(self.rest()) };
-        self.bytes += window.bytes();
-        self.blobs.extend(&window.places);
+        let is_one = self.rest_on.take_in(&window.blobs, window.bytes());
+        let before = (!is_one).then(|| self.rest());
+        if before.is_some() {
+            self.rest_on.take_in(&window.blobs, window.bytes());
+        }
         self.windows.push(window);
         before
     }
 
     pub(super) fn rest(&mut self) -> Vec<Window<'r>> {
-        std::mem::take(self).windows
+        self.rest_on = Neighbourhood::new(self.rest_on.stored_max);
+        std::mem::take(&mut self.windows)
+    }
+}
+
+/// What neighbours ask for. Pure.
+struct Neighbourhood {
+    stored_max: usize,
+    windows: usize,
+    blobs: HashSet<BlobPlace>,
+    bytes: usize,
+    stored: usize,
+}
+
+impl Neighbourhood {
+    fn new(stored_max: usize) -> Self {
+        Self { stored_max, windows: 0, blobs: HashSet::new(), bytes: 0, stored: 0 }
+    }
+
+    /// Takes in a window of so many bytes that leads to `blobs`, unless it shares none of them, or there is no room.
+    fn take_in(&mut self, blobs: &[(BlobPlace, u32)], bytes: usize) -> bool {
+        let is_one = blobs.iter().any(|(place, _)| self.blobs.contains(place));
+        let more = blobs.iter().filter(|(place, _)| !self.blobs.contains(place));
+        let stored = self.stored + more.map(|(_, stored)| *stored as usize).sum::<usize>();
+        let has_room =
+            self.windows < NEIGHBOUR_WINDOWS && self.bytes + bytes <= NEIGHBOUR_BYTES && stored <= self.stored_max;
+        if self.windows > 0 && !(is_one && has_room) {
+            return false;
+        }
+        (self.windows, self.bytes, self.stored) = (self.windows + 1, self.bytes + bytes, stored);
+        self.blobs.extend(blobs.iter().map(|(place, _)| *place));
+        true
     }
 }
 
@@ -261,5 +295,28 @@ impl Reader {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::ObjectId;
+
+    #[test]
+    fn neighbours_share_blobs_and_are_not_too_many() {
+        let blobs = |numbers: &[u32], stored: u32| -> Vec<(BlobPlace, u32)> {
+            numbers.iter().map(|number| ((ObjectId([1; 32]), *number), stored)).collect()
+        };
+        let first = |bytes| Neighbourhood::new(5000).take_in(&blobs(&[1, 2], bytes), bytes as usize);
+        assert!(first(NEIGHBOUR_BYTES as u32 * 2), "the first one, whatever it asks for");
+        let mut known = Neighbourhood::new(5000);
+        assert!(known.take_in(&blobs(&[1, 2], 1000), 4000) && known.take_in(&blobs(&[2, 3], 1000), 4000));
+        assert_eq!((known.bytes, known.stored), (8000, 3000), "what is shared is stored once");
+        assert!(!known.take_in(&blobs(&[4, 5], 1000), 4000), "it shares nothing");
+        assert!(!known.take_in(&blobs(&[3], 0), NEIGHBOUR_BYTES - 7999), "too many bytes");
+        assert!(!known.take_in(&blobs(&[3, 4], 2001), 1), "too many as stored");
+        assert!((2..NEIGHBOUR_WINDOWS).all(|_| known.take_in(&blobs(&[3], 0), 1)));
+        assert!(!known.take_in(&blobs(&[3], 0), 1), "too many");
     }
 }
