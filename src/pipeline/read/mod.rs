@@ -2,7 +2,7 @@
 //! calling thread gets the plaintext in order. Everything is authenticated and re-hashed before anybody sees it.
 //!
 //! `parts` are pieces of opened blobs, `plan` decides what is read next, `chain` opens a blob after those that it rests on,
-//! `kept` is what of them the plan comes back to.
+//! `kept` is what of them the plan comes back to, `taking` says how far ahead of the calling thread blobs are opened.
 
 mod chain;
 mod kept;
