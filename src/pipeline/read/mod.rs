@@ -148,11 +148,12 @@ impl Reader {
                 scope.spawn(move || {
                     let mut opener = Opener::default();
                     for (turn, (window, done)) in job_queue.into_iter().flatten() {
-                        taking.wait_for(turn);
-                        let opened = self.open_window(&mut opener, &window.parts, Some(window.number));
-                        drop(window);
-                        // The reader may have given up.
-                        let _ = done.send(opened);
+                        if taking.wait_for(turn) {
+                            let opened = self.open_window(&mut opener, &window.parts, Some(window.number));
+                            drop(window);
+                            // The reader may have given up.
+                            let _ = done.send(opened);
+                        }
                     }
                 });
             }

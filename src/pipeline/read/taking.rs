@@ -13,11 +13,12 @@ pub(super) struct Taking {
 #[derive(Default)]
 struct State {
     taken: u64,
-    /// The taker waits for a window, or is gone.
+    /// The taker waits for a window.
     waits: bool,
+    is_gone: bool,
 }
 
-/// Who takes windows. Once it is dropped nobody waits for it.
+/// Who takes windows. Once it is dropped nobody opens any.
 pub(super) struct Taker<'t>(&'t Taking);
 
 impl Taking {
@@ -31,18 +32,19 @@ impl Taking {
         Taker(self)
     }
 
-    /// Returns once the window may be opened that is the `turn`th of the stream, from 0 on.
-    pub fn wait_for(&self, turn: u64) {
-        let too_early = |state: &mut State| !state.waits && turn >= state.taken + self.windows;
-        drop(self.changed.wait_while(self.lock(), too_early).expect("no code panics while it holds this lock"));
+    /// Returns once the window may be opened that is the `turn`th of the stream, from 0 on; false if nobody will take it.
+    pub fn wait_for(&self, turn: u64) -> bool {
+        let too_early = |state: &mut State| !state.is_gone && !state.waits && turn >= state.taken + self.windows;
+        let state = self.changed.wait_while(self.lock(), too_early).expect("no code panics while it holds this lock");
+        !state.is_gone
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics while it holds this lock")
     }
 
-    fn set_waits(&self) {
-        self.lock().waits = true;
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
         self.changed.notify_all();
     }
 }
@@ -51,20 +53,17 @@ impl Taker<'_> {
     /// Takes the next window, which is here, or has to be waited for.
     pub fn take<T>(&self, here: Option<T>, wait: impl FnOnce() -> T) -> T {
         let window = here.unwrap_or_else(|| {
-            self.0.set_waits();
+            self.0.change(|state| state.waits = true);
             wait()
         });
-        let mut state = self.0.lock();
-        (state.waits, state.taken) = (false, state.taken + 1);
-        drop(state);
-        self.0.changed.notify_all();
+        self.0.change(|state| (state.waits, state.taken) = (false, state.taken + 1));
         window
     }
 }
 
 impl Drop for Taker<'_> {
     fn drop(&mut self) {
-        self.0.set_waits();
+        self.0.change(|state| state.is_gone = true);
     }
 }
 
@@ -83,7 +82,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for turn in 0..9 {
-                    taking.wait_for(turn);
+                    let turn = taking.wait_for(turn).then_some(turn);
                     opened.send(turn).expect("somebody listens");
                     // So that nobody is asked about the next one before it was looked at what comes of this.
                     std::thread::sleep(Duration::from_millis(20));
@@ -91,7 +90,7 @@ mod tests {
             });
             let next = |wanted: Option<u64>| {
                 let patience = Duration::from_millis(if wanted.is_some() { 10_000 } else { 200 });
-                assert_eq!(opens.recv_timeout(patience).ok(), wanted);
+                assert_eq!(opens.recv_timeout(patience).ok(), wanted.map(Some));
             };
             [Some(0), Some(1), None].into_iter().for_each(next);
             taker.take(None, || [Some(2), Some(3), Some(4)].into_iter().for_each(next));
@@ -99,7 +98,7 @@ mod tests {
             (0..3).for_each(|_| taker.take(Some(()), || unreachable!("it is here")));
             [Some(5), None].into_iter().for_each(next);
             drop(taker);
-            [Some(6), Some(7), Some(8)].into_iter().for_each(next);
+            (6..9).for_each(|_| assert_eq!(opens.recv(), Ok(None), "nobody wants them"));
         });
     }
 }
