@@ -1,11 +1,11 @@
 #![no_main]
-//! Blobs whose frame is the fuzzer's, with and without bases.
+//! Blobs whose frame is the fuzzer's, with and without bases, as a whole and in part.
 
 use libfuzzer_sys::fuzz_target;
 use vault::format::manifest::ChunkEntry;
 use vault::format::pack::{BlobContents, BlobKind};
 use vault::id::ChunkId;
-use vault::seal::blob::Opener;
+use vault::seal::blob::{OpenError, Opener};
 use vault::seal::boxed::{Compression, seal_box};
 use vault::seal::keys::Kind;
 
@@ -20,6 +20,14 @@ fuzz_target!(|data: &[u8]| {
     contents.encode(&mut encoded);
     let (id, mut sealed, mut out) = (keys.blob_list(&encoded), Vec::new(), Vec::new());
     seal_box(&keys, Kind::DataBlob, &id, Compression::Zstd, bytes as usize, frame, &[0; 32], &mut sealed);
-    assert!(Opener::default().open(&keys, &contents, &sealed, bases, &mut out).is_err(), "no bytes have this name");
-    assert!(out.len() <= bytes as usize, "never more than the contents list");
+    let (bytes, wanted) = (bytes as usize, bytes as usize / 3 + 1);
+    let (mut opener, mut front) = (Opener::default(), Vec::new());
+    let in_part = opener.open_front(&keys, &contents, &sealed, bases, wanted, &mut front);
+    assert!(front.len() <= bytes && (in_part.is_err() || front.len() >= wanted), "what is wanted, and never more than there is");
+    let error = opener.open(&keys, &contents, &sealed, bases, &mut out).expect_err("no bytes have this name");
+    assert!(out.len() <= bytes, "never more than the contents list");
+    if matches!(error, OpenError::Content { .. }) {
+        in_part.expect("what inflates as a whole inflates in part");
+        assert_eq!(front, out[..front.len()]);
+    }
 });
