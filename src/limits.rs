@@ -180,6 +180,8 @@ pub const FETCHED_BYTES: usize = 12 << 20;
 /// on its way, beside the windows that wait for an opener: less than [`FETCHED_BYTES`].
 pub const PLANNED_BYTES: usize = 3 << 20;
 pub const PLANNED_WINDOWS: usize = 128;
+/// Manifests and other small objects that are asked for, or deleted, at once.
+pub const SMALL_OBJECTS_AT_ONCE: usize = 16;
 /// Packs of which is remembered how far they were read.
 pub const RUNS_KEPT: usize = 64;
 

@@ -14,6 +14,7 @@ use crate::backend::limit::{Limited, Rates};
 use crate::backend::location::{self, Location};
 use crate::backend::{Backend, BackendError};
 use crate::progress::{Cancelled, Progress};
+use crate::repo::snapshots::Snapshot;
 use crate::repo::{Places, RepoError, Repository};
 
 /// Settings of this run.
@@ -69,11 +70,16 @@ impl Context {
         Ok(Arc::new(Repository::open(backend, &secret, &self.places)?))
     }
 
-    /// Opens the repository and loads its index.
-    pub fn open_with_index(&self) -> anyhow::Result<Arc<Repository>> {
+    /// Opens the repository, loads its index and lists its snapshots, oldest first.
+    pub fn open_to_read(&self) -> anyhow::Result<(Arc<Repository>, Vec<Snapshot>)> {
         let repo = self.open()?;
-        repo.load_index(&Progress::default())?;
-        Ok(repo)
+        let (loaded, snapshots) = std::thread::scope(|scope| {
+            let snapshots = scope.spawn(|| repo.snapshots());
+            let loaded = repo.load_index(&Progress::default());
+            (loaded, snapshots.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        loaded?;
+        Ok((repo, snapshots?))
     }
 
     /// The screen for a long operation; it is cleared when dropped.

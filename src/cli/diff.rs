@@ -22,8 +22,7 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
-    let repo = context.open_with_index()?;
-    let snapshots = repo.snapshots()?;
+    let (repo, snapshots) = context.open_to_read()?;
     let (from, to) = (find(&snapshots, &args.from)?, find(&snapshots, &args.to)?);
     let screen = context.screen();
     let report = diff(&repo, from, to, &context.progress)?;

@@ -145,8 +145,7 @@ struct Outcome {
 }
 
 pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
-    let repo = context.open_with_index()?;
-    let snapshots = repo.snapshots()?;
+    let (repo, snapshots) = context.open_to_read()?;
     let snapshot = find(&snapshots, &args.id)?;
     let manifest = &snapshot.manifest;
     let items = SnapshotItems::new(repo.clone(), manifest.clone(), cores(), context.progress.clone());

@@ -24,8 +24,7 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: Args) -> anyhow::Result<ExitCode> {
-    let repo = context.open_with_index()?;
-    let snapshots = repo.snapshots()?;
+    let (repo, snapshots) = context.open_to_read()?;
     let snapshot = find(&snapshots, &args.id)?;
     let items = SnapshotItems::new(repo.clone(), snapshot.manifest.clone(), 1, context.progress.clone());
     if context.global.json {

@@ -2,20 +2,25 @@
 //!
 //! Layout: format-spec/keys.md.
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::backend::{Backend, BackendError};
 use crate::format::slot::{LABEL_BYTES_MAX, Slot};
 use crate::id::{RepoId, SlotId};
-use crate::limits::{SLOT_BYTES_MAX, SLOTS_MAX};
+use crate::limits::{SLOT_BYTES_MAX, SLOTS_MAX, SMALL_OBJECTS_AT_ONCE};
+use crate::repo::together::together;
 use crate::repo::{RepoError, Repository, random};
 use crate::seal::keys::MasterKey;
 use crate::seal::slot::{Secret, SlotEntropy, SlotError, make_slot, open_slot};
 
 const FOLDER: &str = "keys/";
 
-/// Returns all slots of the repository, oldest first. One that cannot be read is skipped if others can.
-pub fn slots(backend: &dyn Backend, repo: RepoId) -> Result<Vec<Slot>, RepoError> {
+/// Key slots as they are stored, by name.
+pub(super) type StoredSlots = Vec<(String, Bytes)>;
+
+/// Gets all slots of a repository.
+pub(super) fn stored_slots(backend: &dyn Backend) -> Result<StoredSlots, BackendError> {
     let mut names = Vec::new();
     backend.list(FOLDER, &mut |info| {
         if info.bytes <= SLOT_BYTES_MAX as u64 && names.len() < SLOTS_MAX {
@@ -23,13 +28,18 @@ pub fn slots(backend: &dyn Backend, repo: RepoId) -> Result<Vec<Slot>, RepoError
         }
         Ok(())
     })?;
+    let got = together(SMALL_OBJECTS_AT_ONCE, &names, |name| match backend.get(name, None) {
+        Err(BackendError::NotFound { .. }) => Ok(None),
+        other => other.map(Some),
+    })?;
+    Ok(names.into_iter().zip(got).filter_map(|(name, raw)| Some((name, raw?))).collect())
+}
+
+/// Returns those slots that are the repository's, oldest first. One that cannot be read is skipped if others can.
+fn decode(stored: StoredSlots, repo: RepoId) -> Result<Vec<Slot>, RepoError> {
     let mut slots = Vec::new();
     let mut unreadable = None;
-    for name in names {
-        let raw = match backend.get(&name, None) {
-            Err(BackendError::NotFound { .. }) => continue,
-            other => other?,
-        };
+    for (name, raw) in stored {
         match Slot::decode(&raw) {
             Ok(slot) if slot.repo == repo && name == format!("{FOLDER}{}", slot.id) => slots.push(slot),
             Ok(_) => {
@@ -47,8 +57,8 @@ pub fn slots(backend: &dyn Backend, repo: RepoId) -> Result<Vec<Slot>, RepoError
 }
 
 /// Returns the master key from the first slot that `secret` opens, and which slot that is.
-pub fn unlock(backend: &dyn Backend, repo: RepoId, secret: &Secret) -> Result<(MasterKey, SlotId), RepoError> {
-    let slots = slots(backend, repo)?;
+pub(super) fn unlock(stored: StoredSlots, repo: RepoId, secret: &Secret) -> Result<(MasterKey, SlotId), RepoError> {
+    let slots = decode(stored, repo)?;
     for slot in &slots {
         match open_slot(slot, secret) {
             Ok(master) => return Ok((master, slot.id)),
@@ -87,7 +97,7 @@ pub fn add(
 impl Repository {
     /// Returns all slots, oldest first.
     pub fn slots(&self) -> Result<Vec<Slot>, RepoError> {
-        slots(&*self.backend, self.config.repository)
+        decode(stored_slots(&*self.backend)?, self.config.repository)
     }
 
     /// Adds a slot.

@@ -8,6 +8,7 @@ pub mod lease;
 pub mod local_packs;
 pub mod snapshots;
 pub mod state;
+pub mod together;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -189,14 +190,19 @@ impl Repository {
     /// Opens a repository: reads the config, unlocks a slot, brings the local index up to date.
     pub fn open(backend: Arc<dyn Backend>, secret: &Secret, places: &Places) -> Result<Self, RepoError> {
         let location = backend.properties().location;
-        let raw = match backend.get("config", None) {
+        let (raw, slots) = std::thread::scope(|scope| {
+            let slots = scope.spawn(|| keyring::stored_slots(&*backend));
+            let raw = backend.get("config", None);
+            (raw, slots.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let raw = match raw {
             Err(BackendError::NotFound { .. }) => return Err(RepoError::NoRepository { location }),
             other => other?,
         };
         let format = |source| RepoError::Format { name: "config".to_owned(), source };
         let unchecked = Config::decode(&raw).map_err(format)?;
         let repo = unchecked.repository();
-        let (master, slot) = keyring::unlock(&*backend, repo, secret)?;
+        let (master, slot) = keyring::unlock(slots?, repo, secret)?;
         let keys = Keys::derive(&master, repo);
         let config = unchecked.check(|text| keys.config_mac(text)).map_err(format)?;
         require_features(&config.features.read, "read it")?;

@@ -3,7 +3,9 @@
 use crate::backend::BackendError;
 use crate::format::manifest::Manifest;
 use crate::id::ObjectId;
+use crate::limits::SMALL_OBJECTS_AT_ONCE;
 use crate::repo::state::Seen;
+use crate::repo::together::together;
 use crate::repo::{RepoError, Repository, damaged, object_name};
 use crate::seal::boxed::open_object;
 use crate::seal::keys::Kind;
@@ -40,15 +42,17 @@ impl Repository {
     /// Like [`snapshots`](Self::snapshots), but manifests that cannot be read are returned beside those that can.
     pub fn snapshots_and_damage(&self) -> Result<(Vec<Snapshot>, Vec<(ObjectId, RepoError)>), RepoError> {
         let listed = self.list(Kind::Manifest)?;
-        let mut snapshots = Vec::with_capacity(listed.len());
-        let mut unreadable = Vec::new();
-        for (id, _) in &listed {
-            match self.snapshot(id) {
+        let opened = together(SMALL_OBJECTS_AT_ONCE, &listed, |(id, _)| match self.snapshot(id) {
+            // Removed between the listing and now.
+            Err(RepoError::Backend(BackendError::NotFound { .. })) => Ok(None),
+            Err(error @ (RepoError::Damaged { .. } | RepoError::Format { .. })) => Ok(Some(Err((*id, error)))),
+            other => other.map(|snapshot| Some(Ok(snapshot))),
+        })?;
+        let (mut snapshots, mut unreadable) = (Vec::with_capacity(listed.len()), Vec::new());
+        for snapshot in opened.into_iter().flatten() {
+            match snapshot {
                 Ok(snapshot) => snapshots.push(snapshot),
-                // Removed between the listing and now.
-                Err(RepoError::Backend(BackendError::NotFound { .. })) => {}
-                Err(error @ (RepoError::Damaged { .. } | RepoError::Format { .. })) => unreadable.push((*id, error)),
-                Err(error) => return Err(error),
+                Err(error) => unreadable.push(error),
             }
         }
         snapshots.sort_by_key(|a| (a.manifest.time, a.manifest.seq, a.id));

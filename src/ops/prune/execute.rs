@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
@@ -11,12 +10,13 @@ use super::lease::{is_no_space, leases};
 use super::rescue::Fresh;
 use super::survey::{Marked, Survey};
 use super::{Fate, Holder, PruneError, PruneOptions, PruneReport, STORE_TIME_SLACK};
-use crate::backend::BackendError;
 use crate::format::records::{Mark, RemovedBackup, encode_record};
 use crate::id::ObjectId;
+use crate::limits::SMALL_OBJECTS_AT_ONCE;
 use crate::ops::forget;
 use crate::progress::{Cancelled, Progress};
 use crate::repo::lease::HeldLease;
+use crate::repo::together::together;
 use crate::repo::{Repository, object_name, pack_name};
 use crate::seal::keys::Kind;
 
@@ -239,21 +239,12 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Deletes objects, several at once where the store is far away.
+/// Deletes objects, several at once.
 fn delete_all(repo: &Repository, names: &[String], progress: &Progress) -> Result<(), PruneError> {
-    let next = AtomicUsize::new(0);
-    let threads = repo.backend.properties().parallel_requests.clamp(1, 16).min(names.len().max(1));
-    let work = || -> Result<(), BackendError> {
-        while let Some(name) = names.get(next.fetch_add(1, Relaxed)) {
-            repo.backend.delete(name)?;
-            progress.add_items(1);
-        }
+    together(SMALL_OBJECTS_AT_ONCE, names, |name| {
+        repo.backend.delete(name)?;
+        progress.add_items(1);
         Ok(())
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let done = workers.into_iter().map(|worker| worker.join().expect("deleting does not panic"));
-        done.collect::<Vec<_>>().into_iter().collect::<Result<(), _>>()
-    })?;
-    Ok(())
+    })
+    .map(|_| ())
 }

@@ -1,0 +1,69 @@
+//! Requests that are under way at once: a store that is far away takes as long for sixteen as for one.
+
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Does `work` for each of `items`, so many at once. Returns what comes of them, in their order. After the first error no other
+/// is begun.
+pub fn together<T: Sync, R: Send, E: Send>(
+    at_once: usize,
+    items: &[T],
+    work: impl Fn(&T) -> Result<R, E> + Sync,
+) -> Result<Vec<R>, E> {
+    let next = AtomicUsize::new(0);
+    let some_of_them = || -> Result<Vec<(usize, R)>, E> {
+        let mut done = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Relaxed);
+            let Some(item) = items.get(at) else { return Ok(done) };
+            done.push((at, work(item).inspect_err(|_| next.store(items.len(), Relaxed))?));
+        }
+    };
+    let mut done = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..at_once.min(items.len())).map(|_| scope.spawn(some_of_them)).collect();
+        let mut done = some_of_them();
+        for other in others {
+            let more = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            done = done.and_then(|mut done| more.map(|more| done.extend(more)).map(|()| done));
+        }
+        done
+    })?;
+    done.sort_unstable_by_key(|(at, _)| *at);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn all_are_done_at_once_and_come_in_order() {
+        let items: Vec<usize> = (0..8).collect();
+        let all_here = Barrier::new(8);
+        let double = |item: &usize| -> Result<usize, ()> {
+            all_here.wait();
+            Ok(item * 2)
+        };
+        assert_eq!(together(16, &items, double), Ok(vec![0, 2, 4, 6, 8, 10, 12, 14]));
+        assert_eq!(
+            together(0, &items[..1], |item| Ok::<_, ()>(*item)),
+            Ok(vec![0]),
+            "one is done without another thread"
+        );
+        assert_eq!(together(4, &[], |item: &usize| Ok::<_, ()>(*item)), Ok(vec![]));
+    }
+
+    #[test]
+    fn after_an_error_no_other_is_begun() {
+        let begun = AtomicUsize::new(0);
+        let items: Vec<usize> = (0..1000).collect();
+        let fail = |item: &usize| {
+            begun.fetch_add(1, Relaxed);
+            if *item == 5 { Err("five") } else { Ok(()) }
+        };
+        assert_eq!(together(1, &items, fail), Err("five"));
+        assert_eq!(begun.into_inner(), 6);
+    }
+}
