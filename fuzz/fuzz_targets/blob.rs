@@ -26,8 +26,8 @@ fuzz_target!(|data: &[u8]| {
     assert!(front.len() <= bytes && (in_part.is_err() || front.len() >= wanted), "what is wanted, and never more than there is");
     let error = opener.open(&keys, &contents, &sealed, bases, &mut out).expect_err("no bytes have this name");
     assert!(out.len() <= bytes, "never more than the contents list");
-    if matches!(error, OpenError::Content { .. }) {
-        in_part.expect("what inflates as a whole inflates in part");
-        assert_eq!(front, out[..front.len()]);
+    // Block by block zstd also refuses a block that is larger than the window, which it takes in a whole frame.
+    if in_part.is_ok() && matches!(error, OpenError::Content { .. }) {
+        assert_eq!(front, out[..front.len()], "a part is the beginning of the whole");
     }
 });
