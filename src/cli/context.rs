@@ -15,6 +15,7 @@ use crate::backend::location::{self, Location};
 use crate::backend::{Backend, BackendError};
 use crate::progress::{Cancelled, Progress};
 use crate::repo::snapshots::Snapshot;
+use crate::repo::together::both;
 use crate::repo::{Places, RepoError, Repository};
 
 /// Settings of this run.
@@ -73,11 +74,7 @@ impl Context {
     /// Opens the repository, loads its index and lists its snapshots, oldest first.
     pub fn open_to_read(&self) -> anyhow::Result<(Arc<Repository>, Vec<Snapshot>)> {
         let repo = self.open()?;
-        let (loaded, snapshots) = std::thread::scope(|scope| {
-            let snapshots = scope.spawn(|| repo.snapshots());
-            let loaded = repo.load_index(&Progress::default());
-            (loaded, snapshots.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        });
+        let (snapshots, loaded) = both(|| repo.snapshots(), || repo.load_index(&Progress::default()));
         loaded?;
         Ok((repo, snapshots?))
     }

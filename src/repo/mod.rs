@@ -28,6 +28,7 @@ use crate::seal::slot::{Secret, SlotError};
 
 use index::LocalIndex;
 use local_packs::LocalPacks;
+use together::both;
 
 /// Why something could not be done with a repository.
 #[derive(Debug, thiserror::Error)]
@@ -190,11 +191,7 @@ impl Repository {
     /// Opens a repository: reads the config, unlocks a slot, brings the local index up to date.
     pub fn open(backend: Arc<dyn Backend>, secret: &Secret, places: &Places) -> Result<Self, RepoError> {
         let location = backend.properties().location;
-        let (raw, slots) = std::thread::scope(|scope| {
-            let slots = scope.spawn(|| keyring::stored_slots(&*backend));
-            let raw = backend.get("config", None);
-            (raw, slots.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        });
+        let (slots, raw) = both(|| keyring::stored_slots(&*backend), || backend.get("config", None));
         let raw = match raw {
             Err(BackendError::NotFound { .. }) => return Err(RepoError::NoRepository { location }),
             other => other?,

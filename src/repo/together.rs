@@ -2,6 +2,20 @@
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread::ScopedJoinHandle;
+
+/// Does two things at once.
+pub fn both<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        (joined(one), other)
+    })
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
 
 /// Does `work` for each of `items`, so many at once. Returns what comes of them, in their order. After the first error no other
 /// is begun.
@@ -23,7 +37,7 @@ pub fn together<T: Sync, R: Send, E: Send>(
         let others: Vec<_> = (1..at_once.min(items.len())).map(|_| scope.spawn(some_of_them)).collect();
         let mut done = some_of_them();
         for other in others {
-            let more = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let more = joined(other);
             done = done.and_then(|mut done| more.map(|more| done.extend(more)).map(|()| done));
         }
         done

@@ -219,25 +219,18 @@ pub(super) fn inflate(
     let inflated = if prefix.is_empty() {
         inflate_until(context, frame, raw_bytes, wanted, out)
     } else {
-        inflate_with_prefix(frame, prefix, raw_bytes, wanted, out)
+        context_for(prefix).and_then(|mut context| inflate_until(&mut context, frame, raw_bytes, wanted, out))
     };
     inflated.map_err(zstd_error)?;
-    let is_right = if wanted < raw_bytes { (wanted..=raw_bytes).contains(&out.len()) } else { out.len() == raw_bytes };
-    if is_right { Ok(()) } else { Err(wrong("it inflates to another size")) }
+    if (wanted..=raw_bytes).contains(&out.len()) { Ok(()) } else { Err(wrong("it inflates to another size")) }
 }
 
-/// `ref_prefix` binds the prefix's lifetime to the context, so this one gets a context of its own.
-fn inflate_with_prefix(
-    frame: &[u8],
-    prefix: &[u8],
-    raw_bytes: usize,
-    wanted: usize,
-    out: &mut Vec<u8>,
-) -> Result<(), usize> {
+/// `ref_prefix` binds the prefix's lifetime to the context, so each prefix gets a context of its own.
+fn context_for(prefix: &[u8]) -> Result<DCtx<'_>, usize> {
     let mut context = DCtx::create();
     context.set_parameter(DParameter::WindowLogMax(23))?;
     context.ref_prefix(prefix)?;
-    inflate_until(&mut context, frame, raw_bytes, wanted, out)
+    Ok(context)
 }
 
 /// Inflates a frame into `out`, which has room for all of it; block by block if that saves an eighth at least.
