@@ -38,7 +38,7 @@ pub(super) struct Run<'a> {
     pub(super) dead: HashMap<ObjectId, u64>,
     /// Index objects that count now, and what they list.
     pub(super) listing: BTreeMap<ObjectId, (Vec<ObjectId>, usize)>,
-    /// Chunks that index objects put since the survey list.
+    /// What index objects put since the survey list.
     pub(super) fresh: Fresh,
     /// Manifests whose chunks have been followed.
     pub(super) known: HashSet<ObjectId>,

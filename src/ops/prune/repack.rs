@@ -101,7 +101,7 @@ impl Run<'_> {
                 continue;
             }
             let index = self.repo.load_index_object(&id)?;
-            self.fresh.add(&self.survey.holdings, &index)?;
+            self.fresh.add(&self.survey.holdings, &self.survey.plan.claimed, &index)?;
             self.add_to_listing(id, &index);
         }
         let gone: HashSet<ObjectId> = sources.iter().copied().collect();

@@ -33,7 +33,7 @@ impl Run<'_> {
                 Err(RepoError::Backend(BackendError::NotFound { .. })) => continue,
                 other => other?,
             };
-            self.fresh.add(&self.survey.holdings, &index)?;
+            self.fresh.add(&self.survey.holdings, &self.survey.plan.claimed, &index)?;
             // A backup that this run took for dead has listed it after all.
             spared.extend(index.packs.iter().map(|pack| pack.pack).filter(|pack| going.contains_key(pack)));
             self.add_to_listing(id, &index);
@@ -74,20 +74,38 @@ impl Run<'_> {
     }
 }
 
-/// Chunks that index objects put since the survey list.
+/// What index objects put since the survey list.
 pub(super) struct Fresh {
-    /// All copies of those that the survey knows, by position.
+    /// All copies of their chunks that the survey knows, by position.
     pub(super) known: Bits,
     /// Prefixes of the others: what backups have stored meanwhile.
     others: HashSet<u64>,
+    /// What blobs rest on that backups have stored meanwhile, if the survey knows it and nothing claims it, by prefix.
+    bases: HashMap<u64, Base>,
+}
+
+/// A chunk that blobs rest on.
+#[derive(Clone, Copy)]
+struct Base {
+    bytes: u32,
+    /// Depth of the least deep of the blobs that rest on it.
+    below: u8,
+}
+
+impl Base {
+    /// Whether those who rest on it find it in this copy.
+    fn is(self, copy: &Row, holdings: &Holdings) -> bool {
+        copy.bytes == self.bytes && holdings.blob_of(copy).depth < self.below
+    }
 }
 
 impl Fresh {
     pub(super) fn new(holdings: &Holdings) -> Self {
-        Self { known: Bits::new(holdings.chunks.len()), others: HashSet::new() }
+        Self { known: Bits::new(holdings.chunks.len()), others: HashSet::new(), bases: HashMap::new() }
     }
 
-    pub(super) fn add(&mut self, holdings: &Holdings, index: &Index) -> Result<(), RepoError> {
+    /// Adds what an index object lists. `claimed` are the copies that stay or are copied: on those a repack's own blobs rest.
+    pub(super) fn add(&mut self, holdings: &Holdings, claimed: &Bits, index: &Index) -> Result<(), RepoError> {
         for blob in index.packs.iter().flat_map(|pack| &pack.directory) {
             for chunk in &blob.contents.chunks {
                 let prefix = prefix_of(&chunk.id);
@@ -98,6 +116,16 @@ impl Fresh {
                 if copies.is_empty() {
                     self.others.insert(prefix);
                 }
+            }
+            for base in &blob.contents.bases {
+                let prefix = prefix_of(&base.id);
+                let base = Base { bytes: base.bytes, below: blob.contents.depth };
+                let copies = holdings.chunks.find(prefix)?;
+                if copies.is_empty() || copies.iter().any(|(at, copy)| claimed.get(at) && base.is(copy, holdings)) {
+                    continue;
+                }
+                let known = self.bases.entry(prefix).or_insert(base);
+                known.below = known.below.min(base.below);
             }
         }
         Ok(())
@@ -117,20 +145,36 @@ struct Rescue<'a> {
 
 impl Rescue<'_> {
     /// Makes sure that a copy of a chunk stays. False if there is none.
-    fn keep(&mut self, prefix: u64, bytes: u32) -> Result<bool, RepoError> {
+    fn keep_chunk(&mut self, prefix: u64, bytes: u32) -> Result<bool, RepoError> {
         let copies = self.holdings.chunks.find(prefix)?;
         if self.fresh.others.contains(&prefix) || copies.iter().any(|(position, _)| self.fresh.known.get(position)) {
             return Ok(true);
         }
-        let copies: Vec<(usize, &Row)> = copies.iter().filter(|(_, copy)| copy.bytes == bytes).collect();
+        let copies: Vec<_> = copies.iter().filter(|(_, copy)| copy.bytes == bytes).collect();
+        Ok(self.keep_one_of(&copies))
+    }
+
+    /// Makes sure that a base stays where those who rest on it look for it. A copy that a backup has stored meanwhile may lie
+    /// too deep for them; what was claimed has been copied if its pack goes, and lies no deeper.
+    fn keep_base(&mut self, prefix: u64, base: Base) -> Result<(), RepoError> {
+        let copies = self.holdings.chunks.find(prefix)?;
+        let copies: Vec<_> = copies.iter().filter(|(_, copy)| base.is(copy, self.holdings)).collect();
+        if !copies.iter().any(|(position, _)| self.claimed.get(*position) && self.fresh.known.get(*position)) {
+            self.keep_one_of(&copies);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that one of the copies stays. False if there is none.
+    fn keep_one_of(&mut self, copies: &[(usize, &Row)]) -> bool {
         let pack_of = |copy: &Row| self.holdings.packs[self.holdings.pack_of(copy) as usize].id;
         let stays = |copy: &Row| {
             let pack = pack_of(copy);
             !self.going.contains_key(&pack) || self.spared.contains(&pack)
         };
-        let claimed = copies.iter().find(|(at, copy)| stays(copy) && self.claimed.get(*at));
+        let claimed = copies.iter().find(|(position, copy)| stays(copy) && self.claimed.get(*position));
         let kept = claimed.or_else(|| copies.iter().find(|(_, copy)| stays(copy))).or(copies.first()).copied();
-        let Some((position, copy)) = kept else { return Ok(false) };
+        let Some((position, copy)) = kept else { return false };
         if !stays(copy) {
             let pack = pack_of(copy);
             self.spared.push(pack);
@@ -139,11 +183,15 @@ impl Rescue<'_> {
         if self.claimed.set(position) {
             self.revived.push(copy.blob);
         }
-        Ok(true)
+        true
     }
 
     /// All packs to be spared, those with the bases of blobs that are needed after all included.
     fn with_bases(mut self) -> Result<Vec<ObjectId>, PruneError> {
+        let fresh = self.fresh;
+        for (prefix, base) in &fresh.bases {
+            self.keep_base(*prefix, *base)?;
+        }
         let (mut packs_done, mut blobs_done) = (0, 0);
         while packs_done < self.spared.len() || blobs_done < self.revived.len() {
             let mut needed: HashSet<u32> = self.revived[blobs_done..].iter().copied().collect();
@@ -156,7 +204,8 @@ impl Rescue<'_> {
             let holdings = self.holdings;
             for base in holdings.bases_of(|blob| needed.contains(&blob)) {
                 let base = base?;
-                self.keep(base.prefix, base.bytes)?;
+                let below = holdings.blob_of(&base).depth;
+                self.keep_base(base.prefix, Base { bytes: base.bytes, below })?;
             }
         }
         Ok(self.spared)
@@ -165,6 +214,6 @@ impl Rescue<'_> {
 
 impl Visit for Rescue<'_> {
     fn chunk(&mut self, _: BlobKind, entry: &ChunkEntry) -> Result<(), PipelineError> {
-        if self.keep(prefix_of(&entry.id), entry.bytes)? { Ok(()) } else { Err(missing(entry)) }
+        if self.keep_chunk(prefix_of(&entry.id), entry.bytes)? { Ok(()) } else { Err(missing(entry)) }
     }
 }
