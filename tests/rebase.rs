@@ -103,26 +103,98 @@ fn without_repack_nothing_is_stored_anew() {
     assert_whole(&lab, &[(*last, items)]);
 }
 
+/// When something happens beside a prune: before its first call of this kind on such an object.
+const MOMENTS: [(&str, &str); 4] =
+    [("put", "removals/"), ("delete", "snapshots/"), ("put", "packs/"), ("put", "marks/")];
+
 #[test]
 fn a_backup_taken_meanwhile_keeps_what_it_rests_on() {
-    for (call, prefix) in [("put", "removals/"), ("delete", "snapshots/"), ("put", "packs/"), ("put", "marks/")] {
+    for (call, prefix) in MOMENTS {
         let lab = Lab::new();
         let repo = lab.open("a");
         let made = days(&lab, &repo, 8);
-        let (last, items) = made.last().unwrap();
         // An old day again: all that it needs is there, as bases only.
         let old = made[3].1.clone();
-        let other = lab.open("b");
-        let late = Arc::new(Mutex::new(None));
-        let (data, seen) = (old.clone(), late.clone());
-        let hook = move || *seen.lock().unwrap() = Some(backup(&other, "m", &data).id);
-        prune_on(&lab, Hooked::new(&lab.store).before(call, prefix, hook));
-        let late = late.lock().unwrap().take().expect("the hook ran");
-        assert_whole(&lab, &[(*last, items), (late, &old)]);
-        prune_now(&repo, 1);
-        assert_whole(&lab, &[(*last, items), (late, &old)]);
-        assert_no_garbage(&lab);
+        assert_kept_beside_a_prune(&lab, &made, (call, prefix), "m", old);
     }
+}
+
+#[test]
+fn a_backup_taken_meanwhile_keeps_what_its_new_chunks_rest_on() {
+    for (call, prefix) in MOMENTS {
+        // The last day is as deep as it may be, so the next one rests on the first, of which prune keeps little.
+        let lab = Lab::with_config(|config| config.delta.depth = 3);
+        let repo = lab.open("a");
+        let made = days(&lab, &repo, 4);
+        assert_kept_beside_a_prune(&lab, &made, (call, prefix), "n", table(4));
+    }
+}
+
+#[test]
+fn while_a_blob_is_listed_its_bases_are_stored_even_if_nothing_needs_it() {
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    let shared = noise(1, 2 << 20);
+    backup_ago(&repo, "n", &table(0), 9);
+    // A pack with a blob that rests on the day before and one that another backup needs too.
+    let day = items(&[("shared", shared.clone()), ("table", changing_rows(ROWS, 1))]);
+    backup_ago(&repo, "n", &day, 8);
+    let (shared, other) = (items(&[("shared", shared)]), items(&[("other", noise(2, 1 << 20))]));
+    let kept = [(backup_ago(&repo, "m", &shared, 7).id, &shared), (backup_ago(&repo, "n", &other, 6).id, &other)];
+    assert_eq!(deepest(&lab), 1);
+    let watcher = lab.open("b");
+    let found = Arc::new(Mutex::new(None));
+    let seen = found.clone();
+    let hook = move || *seen.lock().unwrap() = Some(check_all(&watcher));
+    let report = prune_on(&lab, Hooked::new(&lab.store).before("put", "packs/", hook));
+    let found = found.lock().unwrap().take().expect("something was copied");
+    assert_eq!(found.status, Status::Clean, "{:#?}", found.findings);
+    assert_eq!((report.packs_repack, report.packs_deleted), (2, 2), "the day before goes after what rests on it");
+    assert_whole(&lab, &kept);
+    assert_no_garbage(&lab);
+}
+
+#[test]
+fn index_objects_of_which_nothing_stays_go_all_at_once() {
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    days(&lab, &repo, 8);
+    let other = items(&[("other", noise(2, 1 << 20))]);
+    let last = backup(&repo, "n", &other).id;
+    let mut hooked = Hooked::new(&lab.store);
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    for _ in 0..8 {
+        let (watcher, reports) = (lab.open("b"), reports.clone());
+        hooked = hooked.before("delete", "index/", move || reports.lock().unwrap().push(check_all(&watcher)));
+    }
+    prune_on(&lab, hooked);
+    let reports = reports.lock().unwrap();
+    assert_eq!(reports.len(), 8);
+    reports.iter().for_each(|report| assert_eq!(report.status, Status::Clean, "{:#?}", report.findings));
+    assert_eq!(lab.names("index/").len(), 1, "what took their place is gone too");
+    assert_whole(&lab, &[(last, &other)]);
+    assert_no_garbage(&lab);
+}
+
+/// Prunes to the last day, and at a moment another host takes a backup from beginning to end.
+fn assert_kept_beside_a_prune(
+    lab: &Lab,
+    made: &[(vault::id::ObjectId, Items)],
+    (call, prefix): (&'static str, &'static str),
+    name: &'static str,
+    data: Items,
+) {
+    let (last, items) = made.last().unwrap();
+    let other = lab.open("b");
+    let late = Arc::new(Mutex::new(None));
+    let (taken, seen) = (data.clone(), late.clone());
+    let hook = move || *seen.lock().unwrap() = Some(backup(&other, name, &taken).id);
+    prune_on(lab, Hooked::new(&lab.store).before(call, prefix, hook));
+    let late = late.lock().unwrap().take().expect("the hook ran");
+    assert_whole(lab, &[(*last, items), (late, &data)]);
+    prune_now(&lab.open("a"), 2);
+    assert_whole(lab, &[(*last, items), (late, &data)]);
+    assert_no_garbage(lab);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::PruneError;
 use super::execute::Run;
+use super::lease::is_no_space;
 use crate::format::index::{Index, PackIndex};
 use crate::id::ObjectId;
 use crate::limits::{INDEX_BYTES_TARGET, INDEX_CHUNKS_MAX};
@@ -75,13 +76,18 @@ impl Run<'_> {
                 filling.add(pack);
             }
         }
-        let last = std::mem::take(&mut filling).index;
-        if let Some(index) = full.filter(|_| !last.packs.is_empty()) {
+        let packs = std::mem::take(&mut filling).index.packs;
+        if let Some(index) = full.filter(|_| !packs.is_empty()) {
             new.push(self.put_proved(&index)?);
         }
-        if !last.packs.is_empty() {
-            // Only the last one says what all of them take the place of: before it is there, nothing is lost.
-            new.push(self.put_proved(&Index { supersedes: old.clone(), packs: last.packs })?);
+        let is_empty = packs.is_empty();
+        if !is_empty || old.len() > 1 {
+            // Only the last one says what all of them take the place of: before it is there, nothing is lost. One that lists
+            // nothing has them go all at once: one after the other, a blob might be listed longer than its bases.
+            match self.put_proved(&Index { supersedes: old.clone(), packs }) {
+                Err(PruneError::Repo(error)) if is_empty && is_no_space(&error) => {}
+                other => new.push(other?),
+            }
         }
         if let Err(lapsed) = self.still_ours() {
             for (id, _) in &new {
@@ -94,6 +100,11 @@ impl Run<'_> {
             self.repo.backend.delete(&object_name(Kind::Index, id))?;
             self.listing.remove(id);
             self.report.index_objects_replaced += 1;
+        }
+        let empty: Vec<ObjectId> =
+            self.listing.extract_if(.., |_, (packs, _)| packs.is_empty()).map(|(id, _)| id).collect();
+        for id in empty {
+            self.repo.backend.delete(&object_name(Kind::Index, &id))?;
         }
         Ok(())
     }

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use super::claim::Claims;
 use super::{Fate, MAX_UNUSED, PruneError, PruneOptions, rebase};
 use crate::id::ObjectId;
-use crate::ops::holdings::Holdings;
 use crate::ops::holdings::bits::Bits;
+use crate::ops::holdings::{HeldBlob, Holdings};
+use crate::repo::RepoError;
 
 /// What should become of every listed pack, in their order.
 pub(super) struct Plan {
@@ -80,5 +81,41 @@ pub(super) fn plan(
         });
         plan_dead_bytes.push(if live == 0 { u64::from(pack.bytes) } else { dead_bytes });
     }
+    if options.repack {
+        keep_bases_of_listed(holdings, &mut fates, &claimed.in_use)?;
+    }
     Ok(Plan { fates, dead_bytes: plan_dead_bytes, claimed: claimed.copies, rebased, rebased_bytes_more })
+}
+
+/// While the index lists a blob, its bases are stored, even if nothing needs the blob: dead packs that hold bases of blobs in
+/// packs about to be repacked go together with those. `in_use` are blobs whose bases stay.
+fn keep_bases_of_listed(holdings: &Holdings, fates: &mut [Fate], in_use: &Bits) -> Result<(), RepoError> {
+    let mut done = Bits::new(holdings.blobs.len());
+    done.set_all_of(in_use);
+    loop {
+        let is_listed = |blob: &HeldBlob| matches!(fates[blob.pack as usize], Fate::Keep | Fate::Repack);
+        let mut asked = Bits::new(holdings.blobs.len());
+        for (number, _) in holdings.blobs.iter().enumerate().filter(|(_, blob)| is_listed(blob)) {
+            if !done.get(number) {
+                asked.set(number);
+            }
+        }
+        let mut later = HashSet::new();
+        holdings.look_up_bases(
+            |blob| asked.get(blob as usize),
+            |base, _, copies| {
+                let below = holdings.blob_of(base).depth;
+                let found = || copies.iter().map(|copy| holdings.blob_of(copy)).filter(|held| held.depth < below);
+                if !found().any(is_listed) {
+                    later.extend(found().map(|held| held.pack as usize).filter(|pack| fates[*pack] == Fate::Dead));
+                }
+                Ok(())
+            },
+        )?;
+        if later.is_empty() {
+            return Ok(());
+        }
+        done.set_all_of(&asked);
+        later.into_iter().for_each(|pack| fates[pack] = Fate::Repack);
+    }
 }
