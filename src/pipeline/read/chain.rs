@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, MutexGuard};
 
-use super::kept::{Kept, without_gaps};
+use super::kept::Kept;
 use super::parts::{Bytes, Joined, Part};
 use super::{Reader, missing_chunk, stream_error};
 use crate::format::manifest::{ChunkEntry, bytes_of};
@@ -167,7 +167,9 @@ impl Reader {
                 self.open_after_bases(opener, blob, &sealed, front, step)?
             }
         };
-        let plaintext = self.keep(blob, plaintext, wanted, 0..front, step.compare);
+        if !wanted.is_empty() {
+            self.keep(blob, &plaintext, 0..front, step.compare);
+        }
         Ok(parts.iter().map(|part| (plaintext.clone(), blob.range_of(&part.positions))).collect())
     }
 
@@ -177,7 +179,10 @@ impl Reader {
         let all = Part { positions: whole.clone(), blob: Arc::new(blob.clone()) };
         let (plaintext, _) = self.part(opener, &all, whole.end)?;
         let is_held = self.kept().is_held(blob);
-        Ok(if is_held { plaintext } else { self.keep(blob, plaintext, vec![whole.clone()], whole, true) })
+        if !is_held {
+            self.keep(blob, &plaintext, whole, true);
+        }
+        Ok(plaintext)
     }
 
     /// Opens a blob that was fetched, after its bases.
@@ -227,34 +232,10 @@ impl Reader {
         Part::runs(&blob.contents.bases, |base| self.locate_base(base, blob.contents.depth))
     }
 
-    /// Keeps the chunks of a blob that are wanted, of those that were opened. Returns its plaintext.
-    fn keep(
-        &self,
-        blob: &BlobRow,
-        plaintext: Arc<Vec<u8>>,
-        wanted: Vec<Range<usize>>,
-        opened: Range<usize>,
-        is_named: bool,
-    ) -> Arc<Vec<u8>> {
-        if wanted.is_empty() {
-            return plaintext;
-        }
-        let wanted = without_gaps(blob, wanted, &opened);
-        let (plaintext, kept) = if wanted != [opened] {
-            let mut copied = Vec::with_capacity(wanted.iter().map(|run| blob.bytes_of(run)).sum());
-            wanted.iter().for_each(|run| copied.extend_from_slice(&plaintext[blob.range_of(run)]));
-            (plaintext, Arc::new(copied))
-        } else if plaintext.capacity() > plaintext.len() / 4 * 5 {
-            // What is kept takes no more memory than it counts for.
-            let exact = Arc::new(plaintext.as_slice().to_vec());
-            self.give_back(plaintext);
-            (exact.clone(), exact)
-        } else {
-            (plaintext.clone(), plaintext)
-        };
-        let gone = self.kept().keep(blob, kept, wanted, is_named);
+    /// Keeps what was opened of a blob.
+    fn keep(&self, blob: &BlobRow, plaintext: &Arc<Vec<u8>>, opened: Range<usize>, is_named: bool) {
+        let gone = self.kept().keep(blob, plaintext.clone(), opened, is_named);
         gone.into_iter().for_each(|plaintext| self.give_back(plaintext));
-        plaintext
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A stream comes back to a blob where the same text stands once more, and where a place changed every day, what is there
 //! now lies in blobs of many days that rest on each other. Which chunks of a blob will be asked for again, and when, is
-//! known from the plan: those are kept, and of all that is kept those go first that are wanted last.
+//! known from the plan: those are kept, and of all that is kept those go first that are wanted last. As long as there is room
+//! all that was opened is kept as it is: to copy what is wanted of it costs more than to hold it.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -10,16 +11,26 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::parts::{Bytes, Part};
+use crate::limits::BLOB_BYTES_MAX;
 use crate::pipeline::stream::BlobPlace;
 use crate::repo::index::BlobRow;
 
-/// What was opened of a blob is kept as it is if all but an eighth is wanted; else the chunks that are wanted are copied.
+/// What was opened of a blob is kept as it is if all but an eighth is wanted.
 const NEARLY_ALL: usize = 8;
+
+/// Buffers that wait to be filled again, for each opener; more of them in the room that nothing is kept in.
+pub(super) const SPARE_BUFFERS: usize = 3;
+/// Others would have to grow, or hold more than they are needed for.
+const SPARE_BYTES: Range<usize> = BLOB_BYTES_MAX / 2..BLOB_BYTES_MAX * 2;
 
 /// What is kept, and what will be asked for.
 pub(super) struct Kept {
     bytes_max: usize,
     bytes: usize,
+    /// Buffers to be filled again, the ones used last at the end: they are still in the processor's cache.
+    spare: Vec<Vec<u8>>,
+    spare_bytes: usize,
+    spare_min: usize,
     blobs: HashMap<BlobPlace, Known>,
     /// Chunks and bases of the blobs that the plan knows.
     entries: usize,
@@ -41,6 +52,18 @@ struct Known {
     held: Option<Held>,
 }
 
+impl Known {
+    /// The chunks that the plan will ask for, in order.
+    fn wanted(&self) -> Vec<Range<usize>> {
+        union(self.uses.iter().map(|planned| planned.positions.clone()).collect())
+    }
+
+    /// When the plan will ask for some of it for the first time.
+    fn next_window(&self) -> Option<u64> {
+        self.uses.iter().map(|planned| planned.window).min()
+    }
+}
+
 /// A run of chunks that a window will ask for, be it for itself or to open another blob.
 struct Use {
     window: u64,
@@ -53,16 +76,22 @@ struct Held {
     runs: Vec<Range<usize>>,
     is_named: bool,
     depth: u8,
+    /// The blob, as long as all that was opened of it is held, and not only what is wanted.
+    loose: Option<BlobRow>,
     /// The window and the turn in which it was last asked for.
     window: u64,
     turn: u64,
 }
 
 impl Kept {
-    pub fn new(bytes_max: usize) -> Self {
+    /// Keeps so many bytes, and so many spare buffers beside them.
+    pub fn new(bytes_max: usize, spare_min: usize) -> Self {
         Self {
             bytes_max,
             bytes: 0,
+            spare: Vec::new(),
+            spare_bytes: 0,
+            spare_min,
             blobs: HashMap::new(),
             entries: 0,
             opening: HashSet::new(),
@@ -70,6 +99,26 @@ impl Kept {
             now: 0,
             turn: 0,
         }
+    }
+
+    /// An empty buffer that was used before.
+    pub fn spare_buffer(&mut self) -> Option<Vec<u8>> {
+        let buffer = self.spare.pop()?;
+        self.spare_bytes -= buffer.capacity();
+        Some(buffer)
+    }
+
+    /// Takes back a buffer that nobody needs, or returns it if there is no room.
+    pub fn give_back(&mut self, mut buffer: Vec<u8>) -> Option<Vec<u8>> {
+        let bytes = buffer.capacity();
+        let has_room = self.spare.len() < self.spare_min || self.bytes + self.spare_bytes + bytes <= self.bytes_max;
+        if !has_room || !SPARE_BYTES.contains(&bytes) {
+            return Some(buffer);
+        }
+        buffer.clear();
+        self.spare_bytes += bytes;
+        self.spare.push(buffer);
+        None
     }
 
     /// The number of the next window that is planned.
@@ -170,27 +219,32 @@ impl Kept {
 
     /// The chunks of a blob that the plan will ask for, in order.
     pub fn wanted(&self, blob: &BlobRow) -> Vec<Range<usize>> {
-        let Some(known) = self.blobs.get(&blob.place()) else { return Vec::new() };
-        union(known.uses.iter().map(|planned| planned.positions.clone()).collect())
+        self.blobs.get(&blob.place()).map(Known::wanted).unwrap_or_default()
     }
 
-    /// Keeps chunks of a blob, `runs` of them. Returns what had to go for it.
+    /// Keeps the first chunks of a blob, as they were opened. Where there is no room for all of them, those that the plan will
+    /// ask for are copied. Returns what had to go for it.
     pub fn keep(
         &mut self,
         blob: &BlobRow,
         plaintext: Arc<Vec<u8>>,
-        runs: Vec<Range<usize>>,
+        opened: Range<usize>,
         is_named: bool,
     ) -> Vec<Arc<Vec<u8>>> {
         self.turn += 1;
-        self.bytes += plaintext.len();
+        self.bytes += plaintext.capacity();
         let (depth, window, turn) = (blob.contents.depth, self.now, self.turn);
-        let held = Held { plaintext, runs, is_named, depth, window, turn };
+        let held = Held { plaintext, runs: vec![opened], is_named, depth, loose: Some(blob.clone()), window, turn };
         let before = self.blobs.entry(blob.place()).or_default().held.replace(held);
         let mut gone: Vec<Arc<Vec<u8>>> = Vec::new();
         if let Some(before) = before {
-            self.bytes -= before.plaintext.len();
+            self.bytes -= before.plaintext.capacity();
             gone.push(before.plaintext);
+        }
+        while self.bytes > self.bytes_max
+            && let Some(place) = self.loose_last()
+        {
+            gone.extend(self.tighten(&place));
         }
         while self.bytes > self.bytes_max
             && let Some(place) = self.wanted_last()
@@ -199,11 +253,44 @@ impl Kept {
             if known.uses.is_empty() {
                 gone.extend(self.remove(&place));
             } else if let Some(held) = known.held.take() {
-                self.bytes -= held.plaintext.len();
+                self.bytes -= held.plaintext.capacity();
                 gone.push(held.plaintext);
             }
         }
         gone
+    }
+
+    /// Of the blobs that are held as they were opened the one that will be asked for last.
+    fn loose_last(&self) -> Option<BlobPlace> {
+        let is_loose = |known: &Known| known.held.as_ref().is_some_and(|held| held.loose.is_some());
+        let loose = self.blobs.iter().filter(|(_, known)| is_loose(known));
+        loose.max_by_key(|(_, known)| known.next_window()).map(|(place, _)| *place)
+    }
+
+    /// Keeps of a blob only what is wanted of it, unless that is nearly all. Returns what it took until now.
+    fn tighten(&mut self, place: &BlobPlace) -> Option<Arc<Vec<u8>>> {
+        let known = self.blobs.get_mut(place)?;
+        let wanted = known.wanted().into_iter();
+        let held = known.held.as_mut()?;
+        let blob = held.loose.take()?;
+        let [opened] = &held.runs[..] else { return None };
+        // What was planned since may lie beyond what was opened.
+        let wanted =
+            wanted.map(|run| run.start..run.end.min(opened.end)).filter(|run| !run.is_empty()).collect::<Vec<_>>();
+        let runs = if wanted.is_empty() { vec![opened.clone()] } else { without_gaps(&blob, wanted, opened) };
+        let bytes: usize = runs.iter().map(|run| blob.bytes_of(run)).sum();
+        if bytes >= held.plaintext.capacity() / NEARLY_ALL * (NEARLY_ALL - 1) {
+            return None;
+        }
+        let mut copied = Vec::with_capacity(bytes);
+        for run in &runs {
+            let from = blob.bytes_of(&(opened.start..run.start));
+            copied.extend_from_slice(&held.plaintext[from..from + blob.bytes_of(run)]);
+        }
+        held.runs = runs;
+        let before = std::mem::replace(&mut held.plaintext, Arc::new(copied));
+        self.bytes = self.bytes - before.capacity() + bytes;
+        Some(before)
     }
 
     /// What will be missed least. Of what no plan says anything about is taken that it will not be asked for, for as long as it
@@ -211,7 +298,7 @@ impl Kept {
     fn wanted_last(&self) -> Option<BlobPlace> {
         let held = self.blobs.iter().filter_map(|(place, known)| Some((place, known, known.held.as_ref()?)));
         let last = held.max_by_key(|(_, known, held)| {
-            match known.uses.iter().map(|planned| planned.window).min() {
+            match known.next_window() {
                 // Whoever rests on a blob that is kept does not need those that it rests on.
                 Some(next) => (next.saturating_sub(self.now), u8::MAX - held.depth, Reverse(held.turn)),
                 None => (self.now - held.window, 0, Reverse(held.turn)),
@@ -224,13 +311,13 @@ impl Kept {
         let known = self.blobs.remove(place)?;
         self.entries -= known.entries;
         let held = known.held?;
-        self.bytes -= held.plaintext.len();
+        self.bytes -= held.plaintext.capacity();
         Some(held.plaintext)
     }
 }
 
 /// The chunks of a blob that are kept, where those of `wanted` are wanted: all that were opened, if that is hardly more.
-pub(super) fn without_gaps(blob: &BlobRow, wanted: Vec<Range<usize>>, opened: &Range<usize>) -> Vec<Range<usize>> {
+fn without_gaps(blob: &BlobRow, wanted: Vec<Range<usize>>, opened: &Range<usize>) -> Vec<Range<usize>> {
     let bytes: usize = wanted.iter().map(|run| blob.bytes_of(run)).sum();
     let is_nearly_all = bytes >= blob.bytes_of(opened) / NEARLY_ALL * (NEARLY_ALL - 1);
     if is_nearly_all { vec![opened.clone()] } else { wanted }
@@ -272,22 +359,28 @@ mod tests {
 
     fn plaintext(runs: &[Range<usize>]) -> Arc<Vec<u8>> {
         let positions = runs.iter().cloned().flatten();
-        Arc::new(positions.flat_map(|at| [at as u8; CHUNK as usize]).collect())
+        let bytes: Vec<u8> = positions.flat_map(|at| [at as u8; CHUNK as usize]).collect();
+        Arc::new(bytes.into_boxed_slice().into_vec())
     }
 
     fn keep(kept: &mut Kept, blob: &BlobRow) {
-        let runs = kept.wanted(blob);
-        kept.keep(blob, plaintext(&runs), runs, false);
+        kept.keep(blob, plaintext(&[ALL]), ALL, false);
     }
 
     #[test]
-    fn of_a_blob_the_chunks_are_kept_that_will_be_asked_for() {
-        let mut kept = Kept::new(1000);
-        let one = blob(1, 0);
+    fn where_there_is_no_room_for_all_the_chunks_are_kept_that_will_be_asked_for() {
+        let mut kept = Kept::new(150, 0);
+        let (one, other) = (blob(1, 0), blob(2, 0));
         assert!(kept.plan(1, &part(&one, 2..4)) && !kept.plan(1, &part(&one, 3..5)) && kept.plan(2, &part(&one, 8..9)));
         assert_eq!(kept.wanted(&one), [2..5, 8..9]);
         keep(&mut kept, &one);
-        assert_eq!(kept.bytes, 40);
+        assert_eq!(kept.bytes, 100);
+        assert!(kept.get(&part(&one, ALL), false).is_some(), "until now there is room");
+        kept.plan(3, &part(&other, ALL));
+        keep(&mut kept, &other);
+        assert_eq!(kept.bytes, 140);
+        assert!(kept.get(&part(&other, ALL), false).is_some(), "all of it is wanted");
+        assert_eq!(kept.end_window(3, &[other.place()]).len(), 1);
         let (bytes, range) = kept.get(&part(&one, 3..5), false).expect("it is kept");
         assert_eq!(bytes[range], [[3; 10], [4; 10]].concat());
         let (bytes, range) = kept.get(&part(&one, 8..9), false).expect("it is kept");
@@ -319,7 +412,7 @@ mod tests {
 
     #[test]
     fn what_is_wanted_last_goes_first_and_of_two_the_one_that_the_other_rests_on() {
-        let mut kept = Kept::new(300);
+        let mut kept = Kept::new(300, 0);
         let blobs: Vec<_> = [(1, 0), (2, 1), (3, 0), (4, 0), (5, 0)].map(|(number, depth)| blob(number, depth)).into();
         for (blob, window) in blobs.iter().zip([7, 7, 3, 9, 2]) {
             kept.plan(window, &part(blob, ALL));
@@ -335,17 +428,45 @@ mod tests {
 
     #[test]
     fn without_a_plan_what_was_asked_for_last_is_kept_longest() {
-        let mut kept = Kept::new(200);
+        let mut kept = Kept::new(200, 0);
         let blobs: Vec<_> = (1..=3).map(|number| blob(number, number)).collect();
         let all = |blob: &Arc<BlobRow>| part(blob, ALL);
-        let whole = || vec![ALL];
-        kept.keep(&blobs[0], plaintext(&whole()), whole(), true);
-        kept.keep(&blobs[1], plaintext(&whole()), whole(), true);
+        let whole = || plaintext(&[ALL]);
+        kept.keep(&blobs[0], whole(), ALL, true);
+        kept.keep(&blobs[1], whole(), ALL, true);
         assert!(kept.get(&all(&blobs[0]), true).is_some());
-        let gone = kept.keep(&blobs[2], plaintext(&whole()), whole(), true);
+        let gone = kept.keep(&blobs[2], whole(), ALL, true);
         assert_eq!(gone.len(), 1);
         assert!(kept.is_held(&blobs[0]) && !kept.is_held(&blobs[1]) && kept.is_held(&blobs[2]));
-        let again = kept.keep(&blobs[2], plaintext(&whole()), whole(), false);
+        let again = kept.keep(&blobs[2], whole(), ALL, false);
         assert_eq!((again.len(), kept.bytes), (1, 200), "kept twice it counts once");
+    }
+
+    #[test]
+    fn what_is_wanted_beyond_what_was_opened_is_not_there() {
+        let mut kept = Kept::new(50, 0);
+        let one = blob(1, 0);
+        kept.plan(1, &part(&one, 1..3));
+        let front = plaintext(&[0..6]);
+        kept.plan(2, &part(&one, 5..9));
+        kept.keep(&one, front, 0..6, false);
+        assert_eq!(kept.bytes, 30);
+        assert!(kept.get(&part(&one, 1..3), false).is_some() && kept.get(&part(&one, 5..9), false).is_none());
+    }
+
+    #[test]
+    fn spare_buffers_take_the_room_that_nothing_is_kept_in() {
+        let buffer = || Vec::with_capacity(BLOB_BYTES_MAX);
+        let mut kept = Kept::new(2 * BLOB_BYTES_MAX, 1);
+        let one = blob(1, 0);
+        kept.keep(&one, Arc::new(buffer()), ALL, false);
+        assert_eq!(kept.give_back(buffer()), None, "one is kept in any case");
+        assert!(kept.give_back(buffer()).is_some(), "there is no room for a second");
+        assert!(kept.give_back(Vec::with_capacity(10)).is_some(), "it is of no use");
+        assert!(kept.spare_buffer().is_some() && kept.spare_buffer().is_none());
+        kept.plan(1, &part(&one, ALL));
+        kept.end_window(1, &[one.place()]);
+        assert!(kept.give_back(buffer()).is_none() && kept.give_back(buffer()).is_none());
+        assert!(kept.give_back(buffer()).is_some());
     }
 }

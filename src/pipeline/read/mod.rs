@@ -30,7 +30,7 @@ use crate::repo::local_packs::LocalPacks;
 use crate::repo::{RepoError, Repository, pack_name};
 use crate::seal::blob::Opener;
 
-use kept::Kept;
+use kept::{Kept, SPARE_BUFFERS};
 pub use parts::{Bytes, Joined, Part};
 use plan::{Batch, Foreseen, Neighbours, Planned, Planner, WINDOW_BYTES, Window};
 use taking::Taking;
@@ -45,8 +45,6 @@ pub struct Reader {
     kept: Mutex<Kept>,
     /// Notified when a blob has been opened.
     opened: Condvar,
-    /// Buffers to be filled again, the ones used last at the end: they are still in the processor's cache.
-    spare: Mutex<Vec<Vec<u8>>>,
 }
 
 /// Windows that one thread opens, one after the other, each with its place in the stream and where it goes.
@@ -58,8 +56,8 @@ impl Reader {
     /// `openers` is the number of threads that fetch and open for one stream.
     pub fn new(repo: Arc<Repository>, openers: usize, progress: Progress) -> Self {
         let (fetcher, openers) = (Fetcher::new(repo.clone()), openers.max(1));
-        let kept = Mutex::new(Kept::new(OPENED_BYTES * openers));
-        Self { repo, openers, progress, fetcher, kept, opened: Condvar::new(), spare: Mutex::default() }
+        let kept = Mutex::new(Kept::new(OPENED_BYTES * openers, SPARE_BUFFERS * openers));
+        Self { repo, openers, progress, fetcher, kept, opened: Condvar::new() }
     }
 
     /// Reads packs that this host wrote itself from its own disk, where they are still there. Not for who wants to know what

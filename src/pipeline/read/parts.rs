@@ -5,14 +5,8 @@ use std::sync::Arc;
 
 use super::Reader;
 use crate::format::manifest::{ChunkEntry, bytes_of};
-use crate::limits::BLOB_BYTES_MAX;
 use crate::pipeline::stream::BlobPlace;
 use crate::repo::index::{BlobRow, Location};
-
-/// Buffers that wait to be filled again, for each opener.
-const SPARE_BUFFERS: usize = 3;
-/// Others would have to grow, or hold more than they are needed for.
-const SPARE_BYTES: Range<usize> = BLOB_BYTES_MAX / 2..BLOB_BYTES_MAX * 2;
 
 /// A piece of an opened blob.
 pub type Bytes = (Arc<Vec<u8>>, Range<usize>);
@@ -79,18 +73,15 @@ impl Joined {
 impl Reader {
     /// Keeps a buffer for the next blob, if nobody else holds it.
     pub(crate) fn give_back(&self, bytes: Arc<Vec<u8>>) {
-        if let Some(mut buffer) = Arc::into_inner(bytes) {
-            buffer.clear();
-            let mut spare = self.spare.lock().expect("no code panics while it holds this lock");
-            if spare.len() < SPARE_BUFFERS * self.openers && SPARE_BYTES.contains(&buffer.capacity()) {
-                spare.push(buffer);
-            }
+        if let Some(buffer) = Arc::into_inner(bytes) {
+            let no_room_for = self.kept().give_back(buffer);
+            drop(no_room_for);
         }
     }
 
     /// An empty buffer, used before if there is one.
     pub(super) fn spare_buffer(&self) -> Vec<u8> {
-        self.spare.lock().expect("no code panics while it holds this lock").pop().unwrap_or_default()
+        self.kept().spare_buffer().unwrap_or_default()
     }
 
     /// Appends a part's plaintext.
