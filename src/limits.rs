@@ -158,6 +158,9 @@ pub const OPENED_BYTES: usize = 20 << 20;
 /// How far ahead a reader knows what a stream will ask for: so many bytes of it, windows, and chunks and bases of the blobs that
 /// these lead to, 50 bytes each. What will be asked for again that soon is kept, as far as [`OPENED_BYTES`] go.
 pub const FORESEEN_BYTES: usize = 256 << 20;
+/// So many bytes of it in the beginning, and by so many times what was opened more until then.
+pub const FORESEEN_BYTES_FIRST: usize = 8 << 20;
+pub const FORESEEN_GROWTH: usize = 2;
 pub const FORESEEN_WINDOWS: usize = 1024;
 pub const FORESEEN_ENTRIES: usize = 96 << 10;
 

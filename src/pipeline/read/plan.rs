@@ -10,8 +10,8 @@ use super::parts::Part;
 use crate::format::manifest::ChunkEntry;
 use crate::format::pack::BlobKind;
 use crate::limits::{
-    FORESEEN_BYTES, FORESEEN_ENTRIES, FORESEEN_WINDOWS, NEIGHBOUR_BYTES, NEIGHBOUR_BYTES_STORED, NEIGHBOUR_WINDOWS,
-    PLANNED_BYTES, PLANNED_WINDOWS,
+    FORESEEN_BYTES, FORESEEN_BYTES_FIRST, FORESEEN_ENTRIES, FORESEEN_GROWTH, FORESEEN_WINDOWS, NEIGHBOUR_BYTES,
+    NEIGHBOUR_BYTES_STORED, NEIGHBOUR_WINDOWS, PLANNED_BYTES, PLANNED_WINDOWS,
 };
 use crate::pipeline::PipelineError;
 use crate::pipeline::fetch::Extent;
@@ -110,11 +110,13 @@ pub(super) struct Foreseen<'r> {
     reader: &'r Reader,
     windows: VecDeque<Window<'r>>,
     bytes: usize,
+    /// Up to this many: few in the beginning, so that nobody waits for a plan to be made before there is anything to do.
+    bytes_max: usize,
 }
 
 impl<'r> Foreseen<'r> {
     pub(super) fn new(reader: &'r Reader) -> Self {
-        Self { reader, windows: VecDeque::new(), bytes: 0 }
+        Self { reader, windows: VecDeque::new(), bytes: 0, bytes_max: FORESEEN_BYTES_FIRST }
     }
 
     pub(super) fn push(&mut self, parts: Vec<Part>) {
@@ -127,12 +129,13 @@ impl<'r> Foreseen<'r> {
     pub(super) fn add(&mut self, parts: Vec<Part>) -> Vec<Window<'r>> {
         self.push(parts);
         let mut nearest = Vec::new();
-        while (self.bytes > FORESEEN_BYTES
+        while (self.bytes > self.bytes_max
             || self.windows.len() > FORESEEN_WINDOWS
             || self.reader.kept().entries_planned() > FORESEEN_ENTRIES)
             && let Some(window) = self.windows.pop_front()
         {
             self.bytes -= window.bytes();
+            self.bytes_max = (self.bytes_max + FORESEEN_GROWTH * window.bytes()).min(FORESEEN_BYTES);
             nearest.push(window);
         }
         nearest
