@@ -23,7 +23,7 @@
 //!
 //! Whoever reads holds [`OPENED_BYTES`] of opened blobs for each opener, a window of two blobs that is being opened,
 //! [`BUSY_WINDOWS`] that wait (up to [`NEIGHBOUR_WINDOWS`] in all for one that takes longer), and for each step of a chain of
-//! blobs the bases of one, up to [`BASE_BYTES_MAX`]; and [`FORESEEN_ENTRIES`] of the plan: 118 MB for a restore at the end of
+//! blobs the bases of one, up to [`BASE_BYTES_MAX`]; and [`FORESEEN_ENTRIES`] of the plan: 125 MB for a restore at the end of
 //! chains of eight, 77 MB without chains. Of a far store (S3) come [`FETCHED_BYTES`] as stored, what is on its way included. A check holds a pack a thread beside that. A backup that compresses against an older one reads with
 //! one opener: 140 MB in all.
 //!

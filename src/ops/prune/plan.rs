@@ -100,6 +100,9 @@ fn keep_bases_of_listed(holdings: &Holdings, fates: &mut [Fate], in_use: &Bits) 
                 asked.set(number);
             }
         }
+        if !asked.any() {
+            return Ok(());
+        }
         let mut later = HashSet::new();
         holdings.look_up_bases(
             |blob| asked.get(blob as usize),
