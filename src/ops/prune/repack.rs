@@ -23,7 +23,6 @@ use crate::progress::{Cancelled, Progress};
 use crate::repo::index::BlobRow;
 use crate::repo::{RepoError, Repository, pack_name};
 use crate::seal::blob::Opener;
-use crate::seal::keys::Kind;
 
 impl Run<'_> {
     /// Copies what lives in packs that are partly dead, and returns those packs: now nothing in them is needed.
@@ -96,14 +95,7 @@ impl Run<'_> {
         let sources: Vec<ObjectId> = sources.into_iter().map(|number| self.survey.holdings.packs[number].id).collect();
 
         // What index objects now say elsewhere, as the store has them.
-        for (id, _) in self.repo.list(Kind::Index)? {
-            if self.listing.contains_key(&id) {
-                continue;
-            }
-            let index = self.repo.load_index_object(&id)?;
-            self.fresh.add(&self.survey.holdings, &self.survey.plan.claimed, &index)?;
-            self.add_to_listing(id, &index);
-        }
+        self.read_new_index_objects()?;
         let gone: HashSet<ObjectId> = sources.iter().copied().collect();
         let holdings = &self.survey.holdings;
         for (position, chunk) in holdings.chunks.iter().enumerate() {

@@ -21,10 +21,9 @@ use crate::repo::RepoError;
 use crate::seal::keys::Kind;
 
 impl Run<'_> {
-    /// Takes out of `going` what backups reach that were committed since the survey.
-    pub(super) fn recheck(&mut self, going: &mut HashMap<ObjectId, u64>) -> Result<(), PruneError> {
-        let manifests = self.repo.list(Kind::Manifest)?;
-        let mut spared = Vec::new();
+    /// Reads the index objects that were put since this run last looked. Returns the packs that they list.
+    pub(super) fn read_new_index_objects(&mut self) -> Result<Vec<ObjectId>, PruneError> {
+        let mut packs = Vec::new();
         for (id, _) in self.repo.list(Kind::Index)? {
             if self.listing.contains_key(&id) {
                 continue;
@@ -34,10 +33,18 @@ impl Run<'_> {
                 other => other?,
             };
             self.fresh.add(&self.survey.holdings, &self.survey.plan.claimed, &index)?;
-            // A backup that this run took for dead has listed it after all.
-            spared.extend(index.packs.iter().map(|pack| pack.pack).filter(|pack| going.contains_key(pack)));
+            packs.extend(index.packs.iter().map(|pack| pack.pack));
             self.add_to_listing(id, &index);
         }
+        Ok(packs)
+    }
+
+    /// Takes out of `going` what backups reach that were committed since the survey.
+    pub(super) fn recheck(&mut self, going: &mut HashMap<ObjectId, u64>) -> Result<(), PruneError> {
+        let manifests = self.repo.list(Kind::Manifest)?;
+        // A backup that this run took for dead has listed some after all.
+        let mut spared = self.read_new_index_objects()?;
+        spared.retain(|pack| going.contains_key(pack));
         let mut new = Vec::new();
         for (id, _) in manifests {
             if self.known.insert(id) {
