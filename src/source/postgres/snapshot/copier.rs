@@ -29,12 +29,14 @@ pub(super) struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    /// Opens one more connection on the same snapshot and works on it.
+    /// Opens one more connection on the same snapshot and works on it. If the snapshot is gone, whoever exported it has failed and
+    /// says why: until then that is only noted in `lost`.
     pub(super) fn help(
         &self,
         snapshot: &str,
         queue: &Mutex<VecDeque<Task>>,
         deferred: &Mutex<Vec<Task>>,
+        lost: &Mutex<Option<PostgresError>>,
         halt: &Halt,
     ) -> Result<(), PostgresError> {
         let mut client = Client::connect(&self.options.connection, &self.database.name, halt)?;
@@ -42,7 +44,13 @@ impl Copier<'_> {
         session::prepare(&mut client).map_err(failed)?;
         let sql =
             format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}", literal(snapshot));
-        client.execute(&sql).map_err(failed)?;
+        match client.execute(&sql) {
+            Err(e) if e.code() == "55000" => {
+                lost.lock().expect("nothing panics with it").get_or_insert(failed(e));
+                return Ok(());
+            }
+            other => other.map_err(failed)?,
+        };
         self.work(&mut client, queue, Some(deferred))
     }
 

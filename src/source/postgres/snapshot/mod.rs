@@ -379,7 +379,7 @@ impl<'a> DatabaseDump<'a> {
         };
         let queue = Mutex::new(self.queue());
         let deferred = Mutex::new(Vec::new());
-        let failure: Mutex<Option<PostgresError>> = Mutex::new(None);
+        let (failure, lost) = (Mutex::<Option<PostgresError>>::default(), Mutex::default());
         let jobs = match self.options.jobs {
             0 => thread::available_parallelism().map_or(2, usize::from),
             jobs => jobs,
@@ -433,7 +433,7 @@ impl<'a> DatabaseDump<'a> {
             self.progress.add_items_total(next - first);
             self.progress.add_bytes_total(self.tables.iter().map(|table| table.pages * PAGE_BYTES).sum());
             for _ in 0..helpers {
-                scope.spawn(|| note(copier.help(&self.snapshot, &queue, &deferred, halt)));
+                scope.spawn(|| note(copier.help(&self.snapshot, &queue, &deferred, &lost, halt)));
             }
             note(copier.work(&mut coordinator, &queue, None));
             true
@@ -443,7 +443,8 @@ impl<'a> DatabaseDump<'a> {
             let left: VecDeque<Task> = deferred.lock().expect("all threads have ended").drain(..).collect();
             note(copier.work(&mut coordinator, &Mutex::new(left), None));
         }
-        match failure.into_inner().expect("all threads have ended") {
+        let [failure, lost] = [failure, lost].map(|error| error.into_inner().expect("all threads have ended"));
+        match failure.or(lost) {
             Some(e) if !passed && is_blocked(&e) => Err(Broken::Blocked(e)),
             Some(e) => Err(Broken::Failed(e)),
             None if self.progress.is_cancelled() => Err(Broken::Failed(PostgresError::Cancelled(Cancelled))),
