@@ -447,7 +447,7 @@ mod tests {
         let mut kept = Kept::new(50, 0);
         let one = blob(1, 0);
         kept.plan(1, &part(&one, 1..3));
-        let front = plaintext(&[0..6]);
+        let front = plaintext(&vec![0..6; 1]);
         kept.plan(2, &part(&one, 5..9));
         kept.keep(&one, front, 0..6, false);
         assert_eq!(kept.bytes, 30);
