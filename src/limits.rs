@@ -24,8 +24,8 @@
 //! Whoever reads holds [`OPENED_BYTES`] of opened blobs for each opener, a window of two blobs that is being opened,
 //! [`BUSY_WINDOWS`] that wait (up to [`NEIGHBOUR_WINDOWS`] in all for one that takes longer), and for each step of a chain of
 //! blobs the bases of one, up to [`BASE_BYTES_MAX`]; and [`FORESEEN_ENTRIES`] of the plan: 125 MB for a restore at the end of
-//! chains of eight, 77 MB without chains. Of a far store (S3) come [`FETCHED_BYTES`] as stored, what is on its way included. A check holds a pack a thread beside that. A backup that compresses against an older one reads with
-//! one opener: 140 MB in all.
+//! chains of eight, 77 MB without chains. Of a far store (S3) come [`FETCHED_BYTES`] as stored, what is on its way included. A
+//! check holds a pack a thread beside that. A backup that compresses against an older one reads with one opener: 140 MB in all.
 //!
 //! `prune`, `check`, `stats` and `diff` hold, beside what a restore does, the tables of all chunks: 16 bytes for each of at
 //! most [`HELD_ROWS_IN_MEMORY`] chunks and as many bases (beyond that in a temporary file), and for [`LOOKED_UP_TOGETHER`]
@@ -158,11 +158,11 @@ pub const OPENED_BYTES: usize = 20 << 20;
 /// How far ahead a reader knows what a stream will ask for: so many bytes of it, windows, and chunks and bases of the blobs that
 /// these lead to, 50 bytes each. What will be asked for again that soon is kept, as far as [`OPENED_BYTES`] go.
 pub const FORESEEN_BYTES: usize = 256 << 20;
-/// So many bytes of it in the beginning, and by so many times what was opened more until then.
-pub const FORESEEN_BYTES_FIRST: usize = 8 << 20;
-pub const FORESEEN_GROWTH: usize = 2;
 pub const FORESEEN_WINDOWS: usize = 1024;
 pub const FORESEEN_ENTRIES: usize = 96 << 10;
+/// In the beginning it is so many bytes, and so many times what was opened since more.
+pub const FORESEEN_BYTES_FIRST: usize = 8 << 20;
+pub const FORESEEN_GROWTH: usize = 2;
 
 /// Windows of a stream that rest on the same blobs are opened by one thread, one after the other: at most so many, so many bytes,
 /// and of a far store so many as stored, so that what was fetched for them is still there when they are opened.

@@ -108,7 +108,8 @@ fn keep_bases_of_listed(holdings: &Holdings, fates: &mut [Fate], in_use: &Bits) 
             |blob| asked.get(blob as usize),
             |base, _, copies| {
                 let below = holdings.blob_of(base).depth;
-                let found = || copies.iter().map(|copy| holdings.blob_of(copy)).filter(|held| held.depth < below);
+                let copies = || copies.iter().filter(|copy| copy.bytes == base.bytes);
+                let found = || copies().map(|copy| holdings.blob_of(copy)).filter(|held| held.depth < below);
                 if !found().any(is_listed) {
                     later.extend(found().map(|held| held.pack as usize).filter(|pack| fates[*pack] == Fate::Dead));
                 }

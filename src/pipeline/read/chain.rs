@@ -126,7 +126,7 @@ impl Reader {
         sealed: Option<&[u8]>,
         step: Step,
     ) -> Result<Vec<Bytes>, PipelineError> {
-        let blob = &*parts[0].blob;
+        let blob = &parts[0].blob;
         let ask = |kept: &mut Kept| {
             if let Some(window) = step.window {
                 parts.iter().for_each(|part| kept.ask(window, part));
@@ -147,19 +147,16 @@ impl Reader {
             kept = self.opened.wait(kept).expect("no code panics while it holds this lock");
         }
         ask(&mut kept);
-        let whole = 0..blob.contents.chunks.len();
+        let chunks = blob.contents.chunks.len();
         let wanted = match step.window {
-            Some(_) => kept.wanted(blob),
-            None if parts[0].is_whole() => Vec::new(),
-            None => {
-                let front = 0..step.front.min(whole.end);
-                vec![front]
-            }
+            Some(_) => kept.wanted_until(blob),
+            None if parts[0].is_whole() => None,
+            None => Some(step.front.min(chunks)),
         };
         drop(kept);
         let _opening = Opening { reader: self, blob };
-        let ends = wanted.iter().chain(parts.iter().map(|part| &part.positions)).map(|run| run.end);
-        let front = if step.compare { whole.end } else { ends.max().unwrap_or(whole.end) };
+        let ends = parts.iter().map(|part| part.positions.end).chain(wanted);
+        let front = if step.compare { chunks } else { ends.max().unwrap_or(chunks) };
         let plaintext = match sealed {
             Some(sealed) => self.open_after_bases(opener, blob, sealed, front, step)?,
             None => {
@@ -167,20 +164,20 @@ impl Reader {
                 self.open_after_bases(opener, blob, &sealed, front, step)?
             }
         };
-        if !wanted.is_empty() {
-            self.keep(blob, &plaintext, 0..front, step.compare);
+        if wanted.is_some() {
+            self.keep(blob, &plaintext, front, step.compare);
         }
         Ok(parts.iter().map(|part| (plaintext.clone(), blob.range_of(&part.positions))).collect())
     }
 
     /// Fetches and opens a blob, and keeps it for those that rest on it.
     pub(crate) fn open_chained(&self, opener: &mut Opener, blob: &BlobRow) -> Result<Arc<Vec<u8>>, PipelineError> {
-        let whole = 0..blob.contents.chunks.len();
-        let all = Part { positions: whole.clone(), blob: Arc::new(blob.clone()) };
-        let (plaintext, _) = self.part(opener, &all, whole.end)?;
+        let chunks = blob.contents.chunks.len();
+        let all = Part { positions: 0..chunks, blob: Arc::new(blob.clone()) };
+        let (plaintext, _) = self.part(opener, &all, chunks)?;
         let is_held = self.kept().is_held(blob);
         if !is_held {
-            self.keep(blob, &plaintext, whole, true);
+            self.keep(&all.blob, &plaintext, chunks, true);
         }
         Ok(plaintext)
     }
@@ -232,9 +229,9 @@ impl Reader {
         Part::runs(&blob.contents.bases, |base| self.locate_base(base, blob.contents.depth))
     }
 
-    /// Keeps what was opened of a blob.
-    fn keep(&self, blob: &BlobRow, plaintext: &Arc<Vec<u8>>, opened: Range<usize>, is_named: bool) {
-        let gone = self.kept().keep(blob, plaintext.clone(), opened, is_named);
+    /// Keeps what was opened of a blob, its first chunks.
+    fn keep(&self, blob: &Arc<BlobRow>, plaintext: &Arc<Vec<u8>>, front: usize, is_named: bool) {
+        let gone = self.kept().keep(blob, plaintext.clone(), front, is_named);
         gone.into_iter().for_each(|plaintext| self.give_back(plaintext));
     }
 }

@@ -77,7 +77,7 @@ struct Held {
     is_named: bool,
     depth: u8,
     /// The blob, as long as all that was opened of it is held, and not only what is wanted.
-    loose: Option<BlobRow>,
+    loose: Option<Arc<BlobRow>>,
     /// The window and the turn in which it was last asked for.
     window: u64,
     turn: u64,
@@ -217,23 +217,24 @@ impl Kept {
         self.opening.remove(&blob.place());
     }
 
-    /// The chunks of a blob that the plan will ask for, in order.
-    pub fn wanted(&self, blob: &BlobRow) -> Vec<Range<usize>> {
-        self.blobs.get(&blob.place()).map(Known::wanted).unwrap_or_default()
+    /// Where the last chunk ends that the plan will ask for of a blob.
+    pub fn wanted_until(&self, blob: &BlobRow) -> Option<usize> {
+        self.blobs.get(&blob.place())?.uses.iter().map(|planned| planned.positions.end).max()
     }
 
     /// Keeps the first chunks of a blob, as they were opened. Where there is no room for all of them, those that the plan will
     /// ask for are copied. Returns what had to go for it.
     pub fn keep(
         &mut self,
-        blob: &BlobRow,
+        blob: &Arc<BlobRow>,
         plaintext: Arc<Vec<u8>>,
-        opened: Range<usize>,
+        front: usize,
         is_named: bool,
     ) -> Vec<Arc<Vec<u8>>> {
         self.turn += 1;
         self.bytes += plaintext.capacity();
         let (depth, window, turn) = (blob.contents.depth, self.now, self.turn);
+        let opened = 0..front;
         let held = Held { plaintext, runs: vec![opened], is_named, depth, loose: Some(blob.clone()), window, turn };
         let before = self.blobs.entry(blob.place()).or_default().held.replace(held);
         let mut gone: Vec<Arc<Vec<u8>>> = Vec::new();
@@ -273,20 +274,17 @@ impl Kept {
         let wanted = known.wanted().into_iter();
         let held = known.held.as_mut()?;
         let blob = held.loose.take()?;
-        let [opened] = &held.runs[..] else { return None };
+        let opened = held.runs.first()?.clone();
         // What was planned since may lie beyond what was opened.
         let wanted =
             wanted.map(|run| run.start..run.end.min(opened.end)).filter(|run| !run.is_empty()).collect::<Vec<_>>();
-        let runs = if wanted.is_empty() { vec![opened.clone()] } else { without_gaps(&blob, wanted, opened) };
+        let runs = if wanted.is_empty() { vec![opened] } else { without_gaps(&blob, wanted, &opened) };
         let bytes: usize = runs.iter().map(|run| blob.bytes_of(run)).sum();
         if bytes >= held.plaintext.capacity() / NEARLY_ALL * (NEARLY_ALL - 1) {
             return None;
         }
         let mut copied = Vec::with_capacity(bytes);
-        for run in &runs {
-            let from = blob.bytes_of(&(opened.start..run.start));
-            copied.extend_from_slice(&held.plaintext[from..from + blob.bytes_of(run)]);
-        }
+        runs.iter().for_each(|run| copied.extend_from_slice(&held.plaintext[blob.range_of(run)]));
         held.runs = runs;
         let before = std::mem::replace(&mut held.plaintext, Arc::new(copied));
         self.bytes = self.bytes - before.capacity() + bytes;
@@ -363,8 +361,8 @@ mod tests {
         Arc::new(bytes.into_boxed_slice().into_vec())
     }
 
-    fn keep(kept: &mut Kept, blob: &BlobRow) {
-        kept.keep(blob, plaintext(&[ALL]), ALL, false);
+    fn keep(kept: &mut Kept, blob: &Arc<BlobRow>) {
+        kept.keep(blob, plaintext(&[ALL]), ALL.end, false);
     }
 
     #[test]
@@ -372,7 +370,9 @@ mod tests {
         let mut kept = Kept::new(150, 0);
         let (one, other) = (blob(1, 0), blob(2, 0));
         assert!(kept.plan(1, &part(&one, 2..4)) && !kept.plan(1, &part(&one, 3..5)) && kept.plan(2, &part(&one, 8..9)));
-        assert_eq!(kept.wanted(&one), [2..5, 8..9]);
+        let wanted = |kept: &Kept| kept.blobs[&one.place()].wanted();
+        assert_eq!(wanted(&kept), [2..5, 8..9]);
+        assert_eq!((kept.wanted_until(&one), kept.wanted_until(&other)), (Some(9), None));
         keep(&mut kept, &one);
         assert_eq!(kept.bytes, 100);
         assert!(kept.get(&part(&one, ALL), false).is_some(), "until now there is room");
@@ -388,7 +388,7 @@ mod tests {
         assert!(kept.get(&part(&one, 4..6), false).is_none(), "a part of it was not wanted");
         assert!(kept.get(&part(&one, 3..5), true).is_none(), "nobody compared its names");
         kept.ask(1, &part(&one, 2..4));
-        assert_eq!(kept.wanted(&one), [3..5, 8..9], "what was asked for is not wanted any more");
+        assert_eq!(wanted(&kept), [3..5, 8..9], "what was asked for is not wanted any more");
         assert!(kept.end_window(1, &[one.place()]).is_empty(), "the second window wants some of it");
         assert_eq!(kept.end_window(2, &[one.place()]).len(), 1, "then nobody does");
         assert_eq!((kept.bytes, kept.entries_planned(), kept.blobs.len()), (0, 0, 0));
@@ -432,13 +432,13 @@ mod tests {
         let blobs: Vec<_> = (1..=3).map(|number| blob(number, number)).collect();
         let all = |blob: &Arc<BlobRow>| part(blob, ALL);
         let whole = || plaintext(&[ALL]);
-        kept.keep(&blobs[0], whole(), ALL, true);
-        kept.keep(&blobs[1], whole(), ALL, true);
+        kept.keep(&blobs[0], whole(), ALL.end, true);
+        kept.keep(&blobs[1], whole(), ALL.end, true);
         assert!(kept.get(&all(&blobs[0]), true).is_some());
-        let gone = kept.keep(&blobs[2], whole(), ALL, true);
+        let gone = kept.keep(&blobs[2], whole(), ALL.end, true);
         assert_eq!(gone.len(), 1);
         assert!(kept.is_held(&blobs[0]) && !kept.is_held(&blobs[1]) && kept.is_held(&blobs[2]));
-        let again = kept.keep(&blobs[2], whole(), ALL, false);
+        let again = kept.keep(&blobs[2], whole(), ALL.end, false);
         assert_eq!((again.len(), kept.bytes), (1, 200), "kept twice it counts once");
     }
 
@@ -449,7 +449,7 @@ mod tests {
         kept.plan(1, &part(&one, 1..3));
         let front = plaintext(&vec![0..6; 1]);
         kept.plan(2, &part(&one, 5..9));
-        kept.keep(&one, front, 0..6, false);
+        kept.keep(&one, front, 6, false);
         assert_eq!(kept.bytes, 30);
         assert!(kept.get(&part(&one, 1..3), false).is_some() && kept.get(&part(&one, 5..9), false).is_none());
     }
@@ -459,7 +459,7 @@ mod tests {
         let buffer = || Vec::with_capacity(BLOB_BYTES_MAX);
         let mut kept = Kept::new(2 * BLOB_BYTES_MAX, 1);
         let one = blob(1, 0);
-        kept.keep(&one, Arc::new(buffer()), ALL, false);
+        kept.keep(&one, Arc::new(buffer()), ALL.end, false);
         assert_eq!(kept.give_back(buffer()), None, "one is kept in any case");
         assert!(kept.give_back(buffer()).is_some(), "there is no room for a second");
         assert!(kept.give_back(Vec::with_capacity(10)).is_some(), "it is of no use");
