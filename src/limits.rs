@@ -6,8 +6,8 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | streams being cut: `W x` ([`CUT_BUFFER_BYTES`], what is carried over) and one blob each ([`BLOB_BYTES_MAX`] and a chunk) | 6.8 MiB x W |
-//! | standard input that is read ahead: 2 [`CUT_BUFFER_BYTES`] | 8 MiB |
+//! | streams being cut: what is gathered of a segment ([`SEGMENT_BYTES`]), what has begun before it, and one blob each ([`BLOB_BYTES_MAX`] and a chunk) | 6.8 MiB x W |
+//! | segments that are read by these threads and by `S` - 1 helpers, at most [`HELPERS_MAX`] | 4 MiB x (W + S - 1) |
 //! | blobs waiting for a sealer, buffers to be used again: 2 [`SEAL_QUEUE_BLOBS`] + S | 2.3 MiB x (8 + S) |
 //! | each sealer: its blob, the sealed bytes, the copy inflated again, the zstd contexts | 10 MiB x S |
 //! | packs being filled or put: 1 + [`PUT_QUEUE_PACKS`] + uploaders, each [`PACK_BYTES_TARGET`] + one blob | 18 MiB x 2, of a far store (S3) x 3 |
@@ -16,7 +16,7 @@
 //! | blobs of the local index last read: [`INDEX_CHUNKS_KEPT`] chunks | 2 MiB |
 //! | its chunks being sorted: [`INDEX_SORT_PARTS`] x [`INDEX_SORT_BUFFER_BYTES`], and one part, 28 bytes a chunk: 2 MiB of 20 million chunks | 10 MiB |
 //!
-//! With two sealers and two streams that sums up to 117 MiB (135 for S3), whatever the size of the database, and the program's own
+//! With two sealers and two streams that sums up to 121 MiB (139 for S3), whatever the size of the database, and the program's own
 //! pages are 12 MiB. What was measured is 95 MB for 866 MB, 119 MB for 8.7 GB (docs/performance.md) and 138 MB for 2.9 GB of random
 //! bytes, where every buffer is as full as it can be and the allocator keeps some between them; 149 MB for 400 MB of random bytes
 //! into S3. Argon2id takes 64 MiB once, before any of these exists.
@@ -136,11 +136,11 @@ pub const ARGON2_P_RANGE: std::ops::RangeInclusive<u32> = 1..=16;
 
 /// Bytes read or written at a time.
 pub const STREAM_BUFFER_BYTES: usize = 1 << 20;
-/// Bytes of a stream that are cut together, as two halves side by side: of about 200 KiB the ends are looked for twice. Files and
-/// standard input are read in pieces as long, which are cut where they lie.
-pub const CUT_BUFFER_BYTES: usize = 4 << 20;
-/// Shorter pieces are gathered first. More than [`CHUNK_BYTES_MAX`].
-pub const CUT_IN_PLACE_BYTES_MIN: usize = 2 << 20;
+/// Bytes of a stream that one thread hashes and cuts, while others have the next: of about 200 KiB of them the ends of chunks are
+/// looked for twice. A power of two: the hash of a stream is a tree over its segments.
+pub const SEGMENT_BYTES: usize = 4 << 20;
+/// Threads that help with streams which can be read, beside those that read them.
+pub const HELPERS_MAX: usize = 3;
 /// Blobs waiting to be sealed.
 pub const SEAL_QUEUE_BLOBS: usize = 4;
 /// Full packs waiting to be put, beside the one that is being put: the one being filled waits its turn.

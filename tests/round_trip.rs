@@ -1,19 +1,25 @@
 //! What goes in comes out: streams of every shape through a repository in memory, with and without delta, with the local
 //! index whole, deleted and damaged.
 
-use std::io::{self, Write};
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use serde_json::Map;
+use vault::backend::fault::{Failure, Fault, Faults, Rule};
 use vault::backend::memory::Memory;
+use vault::backend::recording::CallKind;
+use vault::format::manifest::StreamRef;
+use vault::limits::SEGMENT_BYTES;
 use vault::ops::restore::SnapshotItems;
-use vault::ops::snapshot::{SnapshotOptions, snapshot};
+use vault::ops::snapshot::{SnapshotError, SnapshotOptions, snapshot};
 use vault::pipeline::snapshot::WriteOptions;
 use vault::progress::Progress;
 use vault::repo::snapshots::Snapshot;
 use vault::repo::{Places, Repository};
 use vault::seal::slot::Secret;
-use vault::source::{ItemFacts, ItemSource, SourceFacts};
+use vault::source::{ItemFacts, ItemSource, ItemStream, SourceFacts, TakeInError};
+
+const MEBI: usize = 1 << 20;
 
 struct Lab {
     folder: tempfile::TempDir,
@@ -48,30 +54,57 @@ impl Lab {
 
     /// The items come in pieces of these lengths, over and over.
     fn take_in_pieces(&self, items: &[(&str, &[u8])], delta: bool, pieces: &[usize]) -> Snapshot {
+        let write = |stream: &mut dyn ItemStream, mut rest: &[u8]| {
+            let mut lengths = pieces.iter().cycle();
+            while !rest.is_empty() {
+                let (piece, after) = rest.split_at(rest.len().min(*lengths.next().unwrap()));
+                stream.write_all(piece)?;
+                rest = after;
+            }
+            Ok(())
+        };
+        self.try_take(self.open(), items, delta, write).unwrap()
+    }
+
+    fn try_take(
+        &self,
+        repo: Arc<Repository>,
+        items: &[(&str, &[u8])],
+        delta: bool,
+        write: impl Fn(&mut dyn ItemStream, &[u8]) -> io::Result<()>,
+    ) -> Result<Snapshot, SnapshotError<io::Error>> {
         let options = SnapshotOptions {
             source: "test".to_owned(),
             name: "test".to_owned(),
             host: "here".to_owned(),
             tags: Vec::new(),
             options: Map::new(),
-            write: WriteOptions { sealers: 2, level: 3, delta },
+            write: WriteOptions { sealers: 3, level: 3, delta },
             time: jiff::Timestamp::now(),
         };
-        snapshot(&self.open(), options, &Progress::default(), |sink, _| -> io::Result<SourceFacts> {
+        let taken = snapshot(&repo, options, &Progress::default(), |sink, _| -> io::Result<SourceFacts> {
             for (order, (path, bytes)) in items.iter().enumerate() {
                 let mut stream = sink.begin(order as u64, path, "test")?;
-                let (mut rest, mut lengths) = (*bytes, pieces.iter().cycle());
-                while !rest.is_empty() {
-                    let (piece, after) = rest.split_at(rest.len().min(*lengths.next().unwrap()));
-                    stream.write_all(piece)?;
-                    rest = after;
-                }
-                stream.finish(ItemFacts::default())?;
+                write(&mut *stream, bytes)?;
+                let done = stream.finish(ItemFacts::default())?;
+                assert_eq!((done.bytes, done.hash), (bytes.len() as u64, blake3::hash(bytes)));
             }
             Ok(SourceFacts::default())
-        })
-        .unwrap()
-        .snapshot
+        })?;
+        Ok(taken.snapshot)
+    }
+
+    /// The chunk lists of all items.
+    fn lists(&self, snapshot: &Snapshot) -> Vec<StreamRef> {
+        let source = SnapshotItems::new(self.open(), snapshot.manifest.clone(), 1, Progress::default());
+        let mut lists = Vec::new();
+        source
+            .each_item(&mut |item| {
+                lists.push(item.stream);
+                Ok(())
+            })
+            .unwrap();
+        lists
     }
 
     fn assert_holds(&self, snapshot: &Snapshot, items: &[(&str, &[u8])]) {
@@ -133,19 +166,7 @@ fn streams_are_cut_alike_in_whatever_pieces_they_come() {
     let lab = Lab::new();
     let bytes = noise(5, 23_456_789);
     let items: &[(&str, &[u8])] = &[("stream", &bytes)];
-    let list = |snapshot: &Snapshot| {
-        let source = SnapshotItems::new(lab.open(), snapshot.manifest.clone(), 1, Progress::default());
-        let mut list = None;
-        source
-            .each_item(&mut |item| {
-                list = Some(item.stream.clone());
-                Ok(())
-            })
-            .unwrap();
-        list.unwrap()
-    };
     let first = lab.take(items, true);
-    const MEBI: usize = 1 << 20;
     for pieces in [
         &[4 * MEBI][..],
         &[2 * MEBI, 1, 3 * MEBI + 7, 100_000],
@@ -155,9 +176,95 @@ fn streams_are_cut_alike_in_whatever_pieces_they_come() {
         &[bytes.len()],
     ] {
         let again = lab.take_in_pieces(items, true, pieces);
-        assert_eq!(list(&again), list(&first), "pieces of {pieces:?}");
+        assert_eq!(lab.lists(&again), lab.lists(&first), "pieces of {pieces:?}");
         lab.assert_holds(&again, items);
     }
+}
+
+/// Gives bytes in pieces of these lengths, over and over; at the end, an error if there is one.
+struct Pieces<'b> {
+    rest: &'b [u8],
+    lengths: std::iter::Cycle<std::slice::Iter<'b, usize>>,
+    fails: Option<io::ErrorKind>,
+}
+
+impl<'b> Pieces<'b> {
+    fn of(rest: &'b [u8], lengths: &'b [usize]) -> Self {
+        Self { rest, lengths: lengths.iter().cycle(), fails: None }
+    }
+}
+
+impl Read for Pieces<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.rest.is_empty()
+            && let Some(kind) = self.fails
+        {
+            return Err(kind.into());
+        }
+        let length = (*self.lengths.next().unwrap()).min(buffer.len()).min(self.rest.len());
+        let (now, later) = self.rest.split_at(length);
+        buffer[..length].copy_from_slice(now);
+        self.rest = later;
+        Ok(length)
+    }
+}
+
+#[test]
+fn streams_that_are_read_are_those_that_are_written() {
+    let lab = Lab::new();
+    let around =
+        |segments: usize| [segments * SEGMENT_BYTES - 1, segments * SEGMENT_BYTES, segments * SEGMENT_BYTES + 1];
+    let sizes = [[0, 1, 100_000], around(1), around(2), around(3), around(7)].concat();
+    let streams: Vec<_> = sizes.iter().map(|&size| (format!("{size}"), noise(size as u64, size))).collect();
+    let items: Vec<_> = streams.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
+    let first = lab.take(&items, true);
+    for (before, lengths) in
+        [(0, &[usize::MAX][..]), (0, &[MEBI, 65_536, 3 * MEBI + 7, 1]), (5, &[2 * MEBI]), (SEGMENT_BYTES, &[300_000])]
+    {
+        let write = |stream: &mut dyn ItemStream, bytes: &[u8]| {
+            // Some of it is written before, some after.
+            let (written, read) = bytes.split_at(before.min(bytes.len()));
+            let (read, after) = read.split_at(read.len() - before.min(read.len()));
+            stream.write_all(written)?;
+            let Ok(took) = stream.take_in(&mut Pieces::of(read, lengths)) else { panic!("it can be read") };
+            assert_eq!(took, read.len() as u64);
+            stream.write_all(after)
+        };
+        let again = lab.try_take(lab.open(), &items, true, write).unwrap();
+        assert_eq!(again.manifest.bytes_new, 0);
+        assert_eq!(lab.lists(&again), lab.lists(&first), "{before} bytes before, then {lengths:?}");
+        lab.assert_holds(&again, &items);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_or_stored_ends_a_stream_that_is_read() {
+    let lab = Lab::new();
+    for size in [0, 100, SEGMENT_BYTES, 3 * SEGMENT_BYTES + 5, 10 * SEGMENT_BYTES] {
+        let bytes = noise(9, size);
+        let failed = lab.try_take(lab.open(), &[("item", &bytes)], true, |stream, bytes| {
+            let mut input = Pieces { fails: Some(io::ErrorKind::BrokenPipe), ..Pieces::of(bytes, &[MEBI]) };
+            match stream.take_in(&mut input) {
+                Err(TakeInError::Read(error)) => Err(error),
+                other => panic!("{other:?} of what breaks after {size} bytes"),
+            }
+        });
+        let Err(SnapshotError::Source(error)) = failed else { panic!("{failed:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+    // Room for two packs, and then no more.
+    let fault = Fault::FailBefore(Failure::NoSpace);
+    let store = Faults::new(lab.backend.clone(), [Rule::new(CallKind::Put, fault).under("packs/").from(3)]);
+    let repo = Repository::open(Arc::new(store), &secret(), &lab.places()).unwrap();
+    repo.load_index(&Progress::default()).unwrap();
+    let bytes = noise(10, 40 * SEGMENT_BYTES);
+    let failed = lab.try_take(Arc::new(repo), &[("item", &bytes)], true, |stream, bytes| {
+        let mut input = Pieces::of(bytes, &[MEBI]);
+        let Err(TakeInError::Store(error)) = stream.take_in(&mut input) else { panic!("it was stored") };
+        assert!(!input.rest.is_empty(), "no more is read than can be stored");
+        Err(error)
+    });
+    assert!(matches!(failed, Err(SnapshotError::Pipeline(_))), "{failed:?}");
 }
 
 #[test]

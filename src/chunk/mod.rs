@@ -3,16 +3,16 @@
 //! Parameters, table and algorithm: format-spec/chunking.md. Cut points are part of the format: the tests compare golden cuts,
 //! and those of the pinned crate `fastcdc`, whose masks these are. Its scan takes an eighth longer.
 
-mod halves;
 mod scan;
+mod segments;
 
 use fastcdc::v2020::{Normalization, select_masks};
 
 use crate::format::manifest::ChunkerParams;
 use crate::limits::CHUNK_BYTES_MAX;
 
-pub use halves::{Cut, cut_halves};
 use scan::Gear;
+pub use segments::{Cut, Segments, cut_ahead};
 
 /// A geometry and a gear table.
 #[derive(Clone)]

@@ -2,22 +2,23 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::chunk::Chunker;
 use crate::format::manifest::{ChunkerParams, Item, Manifest, StreamRef, check_item_path};
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
-use crate::limits::{DELTA_DEPTH_MAX, EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, ITEM_LINE_BYTES_MAX};
+use crate::limits::{DELTA_DEPTH_MAX, EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, HELPERS_MAX, ITEM_LINE_BYTES_MAX};
 use crate::pipeline::delta::{Candidates, Earlier, Similar};
 use crate::pipeline::packer::{Added, BaseFinder, Packer, Pending};
 use crate::pipeline::read::Reader;
 use crate::pipeline::stream::{BlobBuilder, Shared, StreamWriter};
+use crate::pipeline::take_in::take_in;
 use crate::pipeline::{PathHash, PipelineError, path_hash};
 use crate::progress::Progress;
 use crate::repo::{RepoError, Repository};
-use crate::source::{ItemDone, ItemFacts, ItemSink, ItemStream};
+use crate::source::{ItemDone, ItemFacts, ItemSink, ItemStream, TakeInError};
 
 /// Sums over the streams of a snapshot.
 #[derive(Debug, Default)]
@@ -31,7 +32,7 @@ pub struct Counters {
 /// How a snapshot is written.
 #[derive(Debug, Clone, Copy)]
 pub struct WriteOptions {
-    /// Threads that compress and encrypt.
+    /// Threads that compress and encrypt. As many, within bounds, hash and cut.
     pub sealers: usize,
     /// zstd level.
     pub level: i32,
@@ -121,6 +122,8 @@ impl SnapshotWriter {
             rests_on,
             standing: Mutex::default(),
             tails: [BlobKind::Data, BlobKind::Meta].map(|kind| Mutex::new(BlobBuilder::new(kind))),
+            helpers: AtomicUsize::new(options.sealers.saturating_sub(1).min(HELPERS_MAX)),
+            segment_buffers: Mutex::default(),
         });
         let stream = StreamWriter::new(shared.clone(), BlobKind::Meta, Candidates::None);
         let lines = Mutex::new(Lines { stream, next: 0, early: BTreeMap::new() });
@@ -280,6 +283,10 @@ impl io::Write for ItemWriter<'_> {
 }
 
 impl ItemStream for ItemWriter<'_> {
+    fn take_in(&mut self, input: &mut (dyn io::Read + Send)) -> Result<u64, TakeInError> {
+        take_in(&mut self.stream, input)
+    }
+
     fn finish(self: Box<Self>, facts: ItemFacts) -> io::Result<ItemDone> {
         let done = self.stream.finish()?;
         let item = Item {

@@ -1,22 +1,23 @@
-//! One stream of plaintext, cut into chunks on the thread that writes it. Chunks that are stored already end here.
+//! One stream of plaintext, cut into chunks. Chunks that are stored already end here.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
-use crate::chunk::{Chunker, cut_halves};
+use crate::chunk::{Chunker, Cut, Segments, cut_ahead};
 use crate::format::manifest::{ChunkEntry, StreamRef, encode_entries};
 use crate::format::pack::{BlobContents, BlobKind};
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{
-    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, CUT_BUFFER_BYTES, CUT_IN_PLACE_BYTES_MIN,
-    DELTA_BLOB_BYTES_MIN, LIST_INLINE_ENTRIES, SIMILAR_FRONT_CHUNKS, STANDING_BLOBS,
+    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, DELTA_BLOB_BYTES_MIN, LIST_INLINE_ENTRIES,
+    SEGMENT_BYTES, SIMILAR_FRONT_CHUNKS, STANDING_BLOBS,
 };
 use crate::pipeline::PipelineError;
 use crate::pipeline::delta::Candidates;
 use crate::pipeline::packer::{Blob, Packer, Pending};
 use crate::pipeline::snapshot::Counters;
+use crate::pipeline::stream_hash::{SegmentHash, StreamHash};
 use crate::progress::Progress;
 use crate::repo::Repository;
 use crate::repo::index::{BlobRow, Location};
@@ -24,7 +25,7 @@ use crate::seal::blob::name_of;
 
 /// Below this a blob's rest at the end of a stream waits for the next stream, so that small items share blobs.
 const TAIL_BYTES_MIN: usize = 1 << 20;
-/// Less than this is hashed and cut by one thread: a second would cost more than it saves.
+/// Less than this at the end of a stream is hashed and cut by one thread: a second would cost more than it saves.
 const SIDE_BY_SIDE_BYTES_MIN: usize = 1 << 20;
 
 /// What all streams of a snapshot share.
@@ -43,6 +44,9 @@ pub struct Shared {
     pub standing: Mutex<HashMap<BlobPlace, Option<BlobPlace>>>,
     /// Rests of streams, waiting to fill a blob: data, meta.
     pub tails: [Mutex<BlobBuilder>; 2],
+    /// Threads that may still be begun to help with a stream, and buffers of [`SEGMENT_BYTES`] to be used again.
+    pub helpers: AtomicUsize,
+    pub segment_buffers: Mutex<Vec<Vec<u8>>>,
 }
 
 /// Chunks gathered for one blob.
@@ -117,17 +121,23 @@ impl BlobBuilder {
 
 /// A stream being written.
 pub struct StreamWriter {
-    buffer: Vec<u8>,
-    /// Bytes at the start of `buffer` that are hashed already.
-    hashed: usize,
-    hash: blake3::Hasher,
+    /// What came after the last whole segment that was taken in.
+    gathered: Vec<u8>,
+    hash: StreamHash,
     cutter: Cutter,
+}
+
+/// What is made of a segment before its turn.
+pub struct Ahead {
+    hash: SegmentHash,
+    cuts: Vec<Cut<ChunkId>>,
 }
 
 /// The part of a stream's work that looks at chunks.
 struct Cutter {
     shared: Arc<Shared>,
     kind: BlobKind,
+    segments: Segments,
     blob: BlobBuilder,
     list: ListBuilder,
     candidates: Candidates,
@@ -154,6 +164,7 @@ impl StreamWriter {
         let cutter = Cutter {
             shared,
             kind,
+            segments: Segments::default(),
             blob: BlobBuilder::new(kind),
             list,
             candidates,
@@ -161,104 +172,80 @@ impl StreamWriter {
             bytes: 0,
             bytes_new: 0,
         };
-        Self { buffer: Vec::new(), hashed: 0, hash: blake3::Hasher::new(), cutter }
+        Self { gathered: Vec::new(), hash: StreamHash::new(SEGMENT_BYTES), cutter }
     }
 
     /// Takes bytes in. Errors if storing failed or the run was cancelled.
     pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), PipelineError> {
-        if bytes.len() >= CUT_IN_PLACE_BYTES_MIN {
-            return self.push_in_place(bytes);
-        }
         while !bytes.is_empty() {
-            let room = CUT_BUFFER_BYTES - self.buffer.len();
+            let room = SEGMENT_BYTES - self.gathered.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.buffer.extend_from_slice(now);
+            self.gathered.extend_from_slice(now);
             bytes = later;
-            if self.buffer.len() == CUT_BUFFER_BYTES {
-                self.work(false)?;
+            if self.gathered.len() == SEGMENT_BYTES {
+                self.end_segment()?;
             }
         }
         Ok(())
     }
 
-    /// Takes in a long piece, of which only the end of the chunk that has begun before it and the beginning of the one that ends
-    /// after it are copied.
-    fn push_in_place(&mut self, bytes: &[u8]) -> Result<(), PipelineError> {
-        self.cutter.hash(&mut self.hash, &self.buffer[self.hashed..]);
-        self.cutter.hash(&mut self.hash, bytes);
-        let before = self.buffer.len();
-        let mut at = 0;
-        if before > 0 {
-            // No chunk that begins in the buffer reaches further.
-            let bytes_max = self.cutter.shared.chunker.params().max as usize;
-            self.buffer.extend_from_slice(&bytes[..bytes_max]);
-            at = self.cutter.cut_until(&self.buffer, before, false)? - before;
-        }
-        at += self.cutter.cut(&bytes[at..], false)?;
-        self.buffer.clear();
-        self.buffer.extend_from_slice(&bytes[at..]);
-        self.hashed = self.buffer.len();
+    /// Takes in the segment that was gathered.
+    fn end_segment(&mut self) -> Result<(), PipelineError> {
+        let segment = std::mem::take(&mut self.gathered);
+        let (first, second) = segment.split_at(SEGMENT_BYTES / 2);
+        let at = self.hash.next_at();
+        let (shared, kind) = self.shared();
+        let (hash, ahead) = rayon::join(
+            || self.cutter.take(first, Vec::new(), false).map(|()| SegmentHash::new(at, first)),
+            || shared.look_ahead(kind, at + first.len() as u64, second),
+        );
+        self.hash.push(SegmentHash::of_halves(&hash?, &ahead.hash));
+        self.cutter.take(second, ahead.cuts, false)?;
+        self.gathered = segment;
+        self.gathered.clear();
         Ok(())
     }
 
-    /// Hashes what is new in the buffer, and cuts it.
-    fn work(&mut self, at_end: bool) -> Result<(), PipelineError> {
-        self.cutter.hash(&mut self.hash, &self.buffer[self.hashed..]);
-        let done = self.cutter.cut(&self.buffer, at_end)?;
-        self.buffer.copy_within(done.., 0);
-        self.buffer.truncate(self.buffer.len() - done);
-        self.hashed = self.buffer.len();
-        Ok(())
+    /// What all streams of the snapshot share, and what this one is of.
+    pub(super) fn shared(&self) -> (Arc<Shared>, BlobKind) {
+        (self.cutter.shared.clone(), self.cutter.kind)
+    }
+
+    /// Where the next segment begins in the stream; none while something is gathered.
+    pub(super) fn next_at(&self) -> Option<u64> {
+        self.gathered.is_empty().then(|| self.hash.next_at())
+    }
+
+    /// Takes in a segment in its turn.
+    pub(super) fn push_segment(&mut self, segment: &[u8], ahead: Ahead) -> Result<(), PipelineError> {
+        assert!(segment.len() == SEGMENT_BYTES && self.gathered.is_empty(), "it is a segment in its place");
+        self.hash.push(ahead.hash);
+        self.cutter.take(segment, ahead.cuts, false)
     }
 
     /// Ends the stream.
-    pub fn finish(mut self) -> Result<StreamDone, PipelineError> {
-        self.work(true)?;
-        let Cutter { bytes, bytes_new, list, first_chunks, .. } = self.cutter.finish()?;
-        Ok(StreamDone { stream: list.finish()?, bytes, bytes_new, hash: self.hash.finalize(), first_chunks })
+    pub fn finish(self) -> Result<StreamDone, PipelineError> {
+        let Self { gathered, hash, mut cutter } = self;
+        let (hash, taken) = if gathered.len() < SIDE_BY_SIDE_BYTES_MIN {
+            (hash.finish(&gathered), cutter.take(&gathered, Vec::new(), true))
+        } else {
+            rayon::join(|| hash.finish(&gathered), || cutter.take(&gathered, Vec::new(), true))
+        };
+        taken?;
+        let Cutter { bytes, bytes_new, list, first_chunks, .. } = cutter.finish()?;
+        Ok(StreamDone { stream: list.finish()?, bytes, bytes_new, hash, first_chunks })
     }
 }
 
 impl Cutter {
-    /// Takes `new` into the hash of the stream. Nobody compares that of item lines and chunk lists: each of their chunks is named
-    /// by its own.
-    fn hash(&self, hash: &mut blake3::Hasher, new: &[u8]) {
-        if self.kind == BlobKind::Data {
-            if new.len() > SIDE_BY_SIDE_BYTES_MIN {
-                hash.update_rayon(new)
-            } else {
-                hash.update(new)
-            };
-        }
-    }
-
-    /// Cuts `buffer` as far as it can be decided, at the end of the stream all of it. Returns the bytes that were cut.
-    fn cut(&mut self, buffer: &[u8], at_end: bool) -> Result<usize, PipelineError> {
-        if buffer.len() <= SIDE_BY_SIDE_BYTES_MIN {
-            return self.cut_until(buffer, buffer.len(), at_end);
-        }
+    /// Takes in the next segment, or a part of one.
+    fn take(&mut self, segment: &[u8], ahead: Vec<Cut<ChunkId>>, at_end: bool) -> Result<(), PipelineError> {
         let (shared, kind) = (self.shared.clone(), self.kind);
-        let mut at = 0;
-        for (end, id) in cut_halves(&shared.chunker, buffer, at_end, |chunk| name_of(&shared.repo.keys, kind, chunk)) {
-            self.chunk(id, &buffer[at..end])?;
-            at = end;
-        }
-        self.count(at)?;
-        Ok(at)
-    }
-
-    /// Cuts the chunks that begin before `until`, one after the other.
-    fn cut_until(&mut self, buffer: &[u8], until: usize, at_end: bool) -> Result<usize, PipelineError> {
-        let mut at = 0;
-        while at < until
-            && let Some(length) = self.shared.chunker.cut(&buffer[at..], at_end)
-        {
-            let chunk = &buffer[at..at + length];
-            self.chunk(name_of(&self.shared.repo.keys, self.kind, chunk), chunk)?;
-            at += length;
-        }
-        self.count(at)?;
-        Ok(at)
+        let mut segments = std::mem::take(&mut self.segments);
+        let name = |chunk: &[u8]| name_of(&shared.repo.keys, kind, chunk);
+        let bytes = segments.take(&shared.chunker, segment, ahead, at_end, name, |id, chunk| self.chunk(id, chunk))?;
+        self.segments = segments;
+        self.count(bytes)
     }
 
     fn count(&self, bytes: usize) -> Result<(), PipelineError> {
@@ -341,6 +328,22 @@ impl io::Write for StreamWriter {
 }
 
 impl Shared {
+    /// Hashes and cuts a segment, or a half of one, that begins at byte `at` of its stream.
+    pub(super) fn look_ahead(&self, kind: BlobKind, at: u64, segment: &[u8]) -> Ahead {
+        let name = |chunk: &[u8]| name_of(&self.repo.keys, kind, chunk);
+        Ahead { hash: SegmentHash::new(at, segment), cuts: cut_ahead(&self.chunker, segment, name) }
+    }
+
+    /// A buffer of [`SEGMENT_BYTES`].
+    pub(super) fn segment_buffer(&self) -> Vec<u8> {
+        let buffer = self.segment_buffers.lock().expect("no code panics while it holds this lock").pop();
+        buffer.unwrap_or_else(|| vec![0; SEGMENT_BYTES])
+    }
+
+    pub(super) fn give_back(&self, buffer: Vec<u8>) {
+        self.segment_buffers.lock().expect("no code panics while it holds this lock").push(buffer);
+    }
+
     /// To hand blobs on to.
     pub fn packer(&self) -> RwLockReadGuard<'_, Packer> {
         self.packer.read().expect("no code panics while it holds this lock")

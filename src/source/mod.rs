@@ -17,6 +17,7 @@ use std::process::Command;
 use serde_json::{Map, Value};
 
 pub use crate::format::manifest::Item;
+use crate::limits::STREAM_BUFFER_BYTES;
 
 /// Settings of vault's own that no child process gets to see.
 const SECRET_VARIABLES: [&str; 2] = ["VAULT_PASSWORD", "VAULT_NEW_PASSWORD"];
@@ -56,6 +57,21 @@ pub trait ItemSink: Sync {
 
 /// One item being written: bytes in, then [`finish`](ItemStream::finish). Dropped without it, the snapshot fails.
 pub trait ItemStream: io::Write + Send {
+    /// Takes in all that `input` has, as if it were written piece by piece. Returns how many bytes that were.
+    fn take_in(&mut self, input: &mut (dyn io::Read + Send)) -> Result<u64, TakeInError> {
+        let (mut buffer, mut bytes) = (vec![0; STREAM_BUFFER_BYTES], 0);
+        loop {
+            let length = match input.read(&mut buffer) {
+                Ok(0) => return Ok(bytes),
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(TakeInError::Read(error)),
+            };
+            self.write_all(&buffer[..length]).map_err(TakeInError::Store)?;
+            bytes += length as u64;
+        }
+    }
+
     /// Ends the item. Only after this is it part of the snapshot.
     fn finish(self: Box<Self>, facts: ItemFacts) -> io::Result<ItemDone>;
 
@@ -64,6 +80,13 @@ pub trait ItemStream: io::Write + Send {
     fn discard(self: Box<Self>) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
+}
+
+/// Why a stream was not taken in: what it comes from, or where it goes.
+#[derive(Debug)]
+pub enum TakeInError {
+    Read(io::Error),
+    Store(io::Error),
 }
 
 /// What a source knows about an item beside its bytes.

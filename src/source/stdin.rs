@@ -4,25 +4,24 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ExitStatus, Stdio};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use crossbeam_channel::{RecvTimeoutError, bounded};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Map, Value};
 
-use crate::limits::{CUT_BUFFER_BYTES, STREAM_BUFFER_BYTES};
+use crate::limits::STREAM_BUFFER_BYTES;
 use crate::progress::Progress;
-use crate::source::{ItemFacts, ItemSink, SourceFacts, escape_component};
+use crate::source::{ItemFacts, ItemSink, SourceFacts, TakeInError, escape_component};
 
 /// Lines of a producer's standard error that are kept for the error message.
 const STDERR_LINES_KEPT: usize = 20;
-/// Buffers between the thread that reads and the one that cuts.
-const READ_AHEAD_BUFFERS: usize = 1;
-/// How often a silent input is left to see whether the run was cancelled.
-const CANCEL_LOOK: Duration = Duration::from_millis(200);
+/// How long a silent input is waited for before a look at whether the run was cancelled.
+const CANCEL_LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
 /// Why a stream was not taken in.
 #[derive(Debug, thiserror::Error)]
@@ -40,14 +39,13 @@ pub enum StdinError {
     Store(io::Error),
 }
 
-/// Takes in all of `input` as the one item `name`.
-pub fn snapshot_reader(
-    input: impl Read + Send + 'static,
-    name: &str,
-    sink: &dyn ItemSink,
-    progress: &Progress,
-) -> Result<SourceFacts, StdinError> {
-    copy(input, "standard input", name, sink, progress, || Ok(()))
+/// Takes in all of standard input as the one item `name`.
+pub fn snapshot_stdin(name: &str, sink: &dyn ItemSink, progress: &Progress) -> Result<SourceFacts, StdinError> {
+    let from = "standard input";
+    // Not through the buffer of `io::stdin`, which would hold back bytes that are waited for.
+    let input = io::stdin().as_fd().try_clone_to_owned();
+    let input = input.map_err(|source| StdinError::Read { from: from.to_owned(), source })?;
+    copy(File::from(input), from, name, sink, progress, || Ok(()))
 }
 
 /// Runs `command` and takes in its standard output. Its standard error goes to ours.
@@ -129,10 +127,9 @@ fn drain(stderr: impl Read + Send + 'static) -> JoinHandle<Vec<String>> {
     })
 }
 
-/// Reads ahead on a thread of its own, writes on this one. `ended` is asked once the input has ended; only if it agrees is
-/// the item finished.
+/// `ended` is asked once the input has ended; only if it agrees is the item finished.
 fn copy(
-    mut input: impl Read + Send + 'static,
+    input: impl Read + AsFd + Send,
     from: &str,
     name: &str,
     sink: &dyn ItemSink,
@@ -141,47 +138,21 @@ fn copy(
 ) -> Result<SourceFacts, StdinError> {
     progress.doing(name);
     let mut stream = sink.begin(0, &escape_component(name), "stream").map_err(StdinError::Store)?;
-    let mut head = Vec::new();
-    let (filled, filled_queue) = bounded::<io::Result<Vec<u8>>>(READ_AHEAD_BUFFERS);
-    let (empty, empty_queue) = bounded::<Vec<u8>>(READ_AHEAD_BUFFERS + 1);
-    // Not joined: a reader that blocks on a silent pipe must not hold up a run that has failed or was cancelled.
-    std::thread::spawn(move || {
-        loop {
-            let mut buffer = empty_queue.try_recv().unwrap_or_else(|_| Vec::with_capacity(CUT_BUFFER_BYTES));
-            buffer.clear();
-            let read = fill(&mut input, &mut buffer);
-            let last = !matches!(read, Ok(1..));
-            if filled.send(read.map(|_| buffer)).is_err() || last {
-                return;
-            }
-        }
-    });
-    let mut bytes = 0;
-    loop {
-        let buffer = match filled_queue.recv_timeout(CANCEL_LOOK) {
-            Err(RecvTimeoutError::Timeout) => {
-                progress.check().map_err(StdinError::Store)?;
-                continue;
-            }
-            Err(RecvTimeoutError::Disconnected) => break,
-            Ok(Err(source)) => return Err(StdinError::Read { from: from.to_owned(), source }),
-            Ok(Ok(buffer)) if buffer.is_empty() => break,
-            Ok(Ok(buffer)) => buffer,
-        };
-        if head.is_empty() {
-            head.extend_from_slice(&buffer[..buffer.len().min(HEAD_BYTES)]);
-        }
-        bytes += buffer.len() as u64;
-        stream.write_all(&buffer).map_err(StdinError::Store)?;
-        let _ = empty.try_send(buffer);
-    }
+    let mut input = Input { input, progress, head: Vec::new() };
+    let bytes = stream.take_in(&mut input).map_err(|error| match error {
+        TakeInError::Store(error) => StdinError::Store(error),
+        TakeInError::Read(source) => match progress.check() {
+            Err(cancelled) => StdinError::Store(cancelled),
+            Ok(()) => StdinError::Read { from: from.to_owned(), source },
+        },
+    })?;
     ended()?;
     if bytes == 0 {
         return Err(StdinError::Empty { from: from.to_owned() });
     }
     stream.finish(ItemFacts::default()).map_err(StdinError::Store)?;
     progress.check().map_err(StdinError::Store)?;
-    let warnings = compressed_as(&head).map(|(what, instead)| {
+    let warnings = compressed_as(&input.head).map(|(what, instead)| {
         format!("{name} is already compressed ({what}): little of it will be found again tomorrow; {instead}")
     });
     let mut consistency = Map::new();
@@ -189,9 +160,27 @@ fn copy(
     Ok(SourceFacts { engine: Map::new(), consistency, warnings: warnings.into_iter().collect() })
 }
 
-/// Fills the buffer up to its size, or to the end of the input. Returns the bytes in it.
-fn fill(input: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<usize> {
-    input.take(CUT_BUFFER_BYTES as u64).read_to_end(buffer)
+/// An input that ends with an error when the run is cancelled, however long it says nothing.
+struct Input<'p, R> {
+    input: R,
+    progress: &'p Progress,
+    /// Its first [`HEAD_BYTES`].
+    head: Vec<u8>,
+}
+
+impl<R: Read + AsFd> Read for Input<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.progress.check()?;
+            if poll(&mut [PollFd::new(&self.input, PollFlags::IN)], Some(&CANCEL_LOOK))? > 0 {
+                break;
+            }
+        }
+        let length = self.input.read(buffer)?;
+        let room = HEAD_BYTES - self.head.len();
+        self.head.extend_from_slice(&buffer[..length.min(room)]);
+        Ok(length)
+    }
 }
 
 /// Bytes of a stream's beginning that are looked at.

@@ -39,7 +39,7 @@ pub fn run(context: &Context, args: &super::Args, stdin: &Args) -> anyhow::Resul
     let what = What { source: "stdin", name: stdin.name.clone(), options: Map::new() };
     let progress = &context.progress;
     super::take(context, args, what, |sink, _| match &stdin.command[..] {
-        [] => stdin::snapshot_reader(std::io::stdin(), &stdin.name, sink, progress),
+        [] => stdin::snapshot_stdin(&stdin.name, sink, progress),
         command => stdin::snapshot_command(command, &stdin.name, sink, progress),
     })
 }

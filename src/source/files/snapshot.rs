@@ -23,9 +23,9 @@ use super::meta::{FILE, FOLDER, HARDLINK, MISSING, SYMLINK, Status, add_xattrs, 
 use super::past_cache::PastCache;
 use super::walk::{Found, READ, Step, Tree, Walk, compare, reason};
 use crate::format::manifest::Item;
-use crate::limits::CUT_BUFFER_BYTES;
+use crate::limits::SEGMENT_BYTES;
 use crate::progress::{Cancelled, Progress};
-use crate::source::{ItemFacts, ItemSink, ItemSource, ItemStream, SourceFacts};
+use crate::source::{ItemFacts, ItemSink, ItemSource, SourceFacts, TakeInError};
 
 /// Items of the parent read ahead.
 const PARENT_ITEMS_AHEAD: usize = 256;
@@ -298,11 +298,9 @@ impl Run<'_> {
 
     /// A thread that reads files.
     fn read_files(&self, queue: &Receiver<Job>) {
-        // Only as much of it as the longest file takes memory.
-        let mut buffer = vec![0; CUT_BUFFER_BYTES];
         for job in queue {
             if !self.line.stopped.load(Relaxed)
-                && let Err(error) = self.read_file(&job, &mut buffer)
+                && let Err(error) = self.read_file(&job)
             {
                 self.line.fail(error);
             }
@@ -310,7 +308,7 @@ impl Run<'_> {
         }
     }
 
-    fn read_file(&self, job: &Job, buffer: &mut [u8]) -> Result<(), FilesError> {
+    fn read_file(&self, job: &Job) -> Result<(), FilesError> {
         let missing = |why: &str| self.put_missing(job.order, &job.path, job.links, why);
         let store_error = |error| self.store_error(&job.path, error);
         self.progress.doing(&job.path);
@@ -323,15 +321,17 @@ impl Run<'_> {
                 Ok(_) => return missing("it is no longer a regular file"),
                 Err(error) => return missing(&reason(&error)),
             };
-            if before.size > buffer.len() as u64 {
+            if before.size > SEGMENT_BYTES as u64 {
                 let _ = fadvise(&file, 0, None, Advice::Sequential);
             }
             let mut file = PastCache::new(file);
             let mut stream = self.sink.begin(job.order, &job.path, FILE).map_err(store_error)?;
-            let read = match self.copy(&mut file, before.size, buffer, &mut *stream) {
+            // What the file held when it was opened: a log that grows meanwhile ends where it ended then.
+            let held = if before.size == 0 { u64::MAX } else { before.size };
+            let read = match stream.take_in(&mut (&mut file).take(held)) {
                 Ok(read) => read,
-                Err(CopyError::Store(error)) => return Err(store_error(error)),
-                Err(CopyError::Read(error)) => {
+                Err(TakeInError::Store(error)) => return Err(store_error(error)),
+                Err(TakeInError::Read(error)) => {
                     stream.discard().map_err(store_error)?;
                     return missing(&reason(&error));
                 }
@@ -360,35 +360,6 @@ impl Run<'_> {
             return Ok(());
         }
     }
-
-    /// Copies what the file held when it was opened: a log that grows meanwhile ends where it ended then.
-    fn copy(
-        &self,
-        file: &mut PastCache,
-        size: u64,
-        buffer: &mut [u8],
-        stream: &mut dyn ItemStream,
-    ) -> Result<u64, CopyError> {
-        let limit = if size == 0 { u64::MAX } else { size };
-        let mut read = 0;
-        loop {
-            self.progress.check().map_err(CopyError::Store)?;
-            let room = usize::try_from(limit - read).unwrap_or(usize::MAX).min(buffer.len());
-            let length = match file.read(&mut buffer[..room]) {
-                Ok(0) => return Ok(read),
-                Ok(length) => length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(CopyError::Read(error)),
-            };
-            stream.write_all(&buffer[..length]).map_err(CopyError::Store)?;
-            read += length as u64;
-        }
-    }
-}
-
-enum CopyError {
-    Read(io::Error),
-    Store(io::Error),
 }
 
 /// The parent's items, read along with the walk.
