@@ -90,8 +90,9 @@ pub const INDEX_CHUNKS_MAX: usize = 48 << 10;
 /// An index object is also written when a pack has waited this long for one: a backup that is killed leaves no more than
 /// this to be stored again.
 pub const INDEX_PUT_EVERY: std::time::Duration = std::time::Duration::from_secs(300);
-/// Threads that get and decode index objects for the local index, each one of them at a time: about 6 MiB.
+/// Threads that get and decode index objects, each one of them at a time: about 6 MiB. More of them of a far store.
 pub const INDEX_LOAD_THREADS: usize = 2;
+pub const INDEX_LOAD_THREADS_FAR: usize = 4;
 /// To be put in order, the chunks of the local index are first gathered by the first byte of their ids into so many parts,
 /// each through a buffer of so many bytes.
 pub const INDEX_SORT_PARTS: usize = 256;

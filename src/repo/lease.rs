@@ -13,6 +13,8 @@ use jiff::{SignedDuration, Timestamp};
 use crate::backend::BackendError;
 use crate::format::records::{Lease, Mark, decode_record, encode_record};
 use crate::id::ObjectId;
+use crate::limits::SMALL_OBJECTS_AT_ONCE;
+use crate::repo::together::together;
 use crate::repo::{RepoError, Repository, Saved, object_name, random};
 use crate::seal::keys::Kind;
 
@@ -236,7 +238,7 @@ impl Repository {
         Ok(listed.partition(|listed| listed.holds(self, now)))
     }
 
-    fn records<T: serde::de::DeserializeOwned>(
+    fn records<T: serde::de::DeserializeOwned + Send>(
         &self,
         what: &'static str,
         kind: Kind,
@@ -246,22 +248,24 @@ impl Repository {
     }
 
     /// All records of a kind with their ids and when the store took them in; those that cannot be read as errors.
-    pub fn records_and_damage<T: serde::de::DeserializeOwned>(
+    pub fn records_and_damage<T: serde::de::DeserializeOwned + Send>(
         &self,
         what: &'static str,
         kind: Kind,
     ) -> Result<Vec<(ObjectId, Timestamp, Result<T, RepoError>)>, RepoError> {
-        let mut out = Vec::new();
-        for (id, info) in self.list(kind)? {
-            let record = match self.load(kind, &id) {
-                Err(RepoError::Backend(BackendError::NotFound { .. })) => continue,
+        let listed = self.list(kind)?;
+        let read = together(SMALL_OBJECTS_AT_ONCE, &listed, |(id, info)| {
+            let record = match self.load(kind, id) {
+                Err(RepoError::Backend(BackendError::NotFound { .. })) => return Ok(None),
                 Err(error @ RepoError::Damaged { .. }) => Err(error),
                 Err(error) => return Err(error),
-                Ok(text) => decode_record(what, &text).map_err(|source| RepoError::Format { name: info.name, source }),
+                Ok(text) => {
+                    decode_record(what, &text).map_err(|source| RepoError::Format { name: info.name.clone(), source })
+                }
             };
-            out.push((id, info.modified, record));
-        }
-        Ok(out)
+            Ok(Some((*id, info.modified, record)))
+        })?;
+        Ok(read.into_iter().flatten().collect())
     }
 
     /// Ids of backups that were dropped on purpose.

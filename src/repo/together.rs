@@ -4,6 +4,8 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::ScopedJoinHandle;
 
+use crossbeam_channel::bounded;
+
 /// Does two things at once.
 pub fn both<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
     std::thread::scope(|scope| {
@@ -46,6 +48,38 @@ pub fn together<T: Sync, R: Send, E: Send>(
     Ok(done.into_iter().map(|(_, result)| result).collect())
 }
 
+/// Does `work` for each of `items`, so many at once, and hands what comes of each to `each`, in their order: no more than so many
+/// results are held. After the first error of `each` no other is begun.
+pub fn in_order<T: Sync, R: Send, E>(
+    at_once: usize,
+    items: &[T],
+    work: impl Fn(&T) -> R + Sync,
+    mut each: impl FnMut(&T, R) -> Result<(), E>,
+) -> Result<(), E> {
+    let threads = at_once.min(items.len());
+    if threads < 2 {
+        return items.iter().try_for_each(|item| each(item, work(item)));
+    }
+    let work = &work;
+    std::thread::scope(|scope| {
+        // Every thread does its share, and waits with each result until its turn has come.
+        let begin = |first: usize| {
+            let (send, results) = bounded(0);
+            scope.spawn(move || {
+                items[first..].iter().step_by(threads).map(work).try_for_each(|result| send.send(result))
+            });
+            results
+        };
+        let results: Vec<_> = (0..threads).map(begin).collect();
+        for (item, results) in items.iter().zip(results.iter().cycle()) {
+            // Nothing comes of a thread that panicked, and then neither of this one.
+            let Ok(result) = results.recv() else { break };
+            each(item, result)?;
+        }
+        Ok(())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
@@ -79,5 +113,38 @@ mod tests {
         };
         assert_eq!(together(1, &items, fail), Err("five"));
         assert_eq!(begun.into_inner(), 6);
+    }
+
+    #[test]
+    fn results_are_handed_on_in_order_and_few_are_held() {
+        let items: Vec<usize> = (0..100).collect();
+        for at_once in [0, 1, 3, 200] {
+            let (begun, mut seen) = (AtomicUsize::new(0), Vec::new());
+            let work = |item: &usize| {
+                begun.fetch_add(1, Relaxed);
+                // The first of those at once take longest.
+                std::thread::sleep(std::time::Duration::from_millis(3 - *item as u64 % 3));
+                item * 2
+            };
+            let all = in_order(at_once, &items, work, |item, result| {
+                assert_eq!(result, item * 2);
+                assert!(begun.load(Relaxed) <= seen.len() + at_once.max(1) + 1, "{at_once} at once");
+                seen.push(*item);
+                Ok::<_, ()>(())
+            });
+            assert_eq!((all, &seen), (Ok(()), &items));
+        }
+    }
+
+    #[test]
+    fn after_an_error_of_who_takes_results_no_other_is_begun() {
+        for at_once in [1, 4] {
+            let begun = AtomicUsize::new(0);
+            let items: Vec<usize> = (0..1000).collect();
+            let work = |_: &usize| begun.fetch_add(1, Relaxed);
+            let failed = in_order(at_once, &items, work, |item, _| if *item == 5 { Err("five") } else { Ok(()) });
+            assert_eq!(failed, Err("five"));
+            assert!(begun.into_inner() <= 6 + at_once);
+        }
     }
 }

@@ -1,9 +1,12 @@
 //! Reads packs whole: hashes every byte, opens every blob, names every chunk again.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
+
+use bytes::Bytes;
+use crossbeam_channel::{Sender, bounded};
 
 use super::read_packs::ReadPacks;
 use super::structure::PackState;
@@ -17,11 +20,15 @@ use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
 use crate::progress::{Cancelled, Progress};
 use crate::repo::index::BlobRow;
+use crate::repo::together::in_order;
 use crate::repo::{RepoError, Repository, pack_name};
 use crate::seal::blob::Opener;
 
 /// Results of so many packs at most are remembered at once.
 const PACKS_TOGETHER: usize = 256;
+
+/// Of a far store a pack comes in pieces of so many bytes, several at once.
+const PIECE_BYTES: u32 = 4 << 20;
 
 /// Stored bytes of blobs that a thread opens one after the other, and has fetched together from a far store: two threads have
 /// room for theirs in [`FETCHED_BYTES`](crate::limits::FETCHED_BYTES). Fewer where every thread would not get [`RUNS_EACH`].
@@ -137,6 +144,13 @@ pub(super) fn read_packs(
     Ok(read)
 }
 
+/// A pack that is to be read: its place among those that are left, its number, its bytes or why they cannot be had.
+struct Fetched {
+    at: usize,
+    number: usize,
+    bytes: Result<Bytes, RepoError>,
+}
+
 /// What is known of a pack that is being read.
 struct PackRead {
     number: usize,
@@ -211,16 +225,35 @@ impl Run<'_> {
     fn read_batch(&self, left: &[usize]) -> Result<Vec<PackRead>, PipelineError> {
         let done: Mutex<Vec<(usize, PackRead)>> = Mutex::default();
         let chained = AtomicUsize::new(0);
-        self.side_by_side(|reader, at| {
+        let claim = |at: usize| {
             let is_full = at >= PACKS_TOGETHER || chained.load(Relaxed) >= CHAINED_BLOBS_TOGETHER;
-            let Some(&number) = left.get(at).filter(|_| !is_full && !self.is_over()) else { return Ok(false) };
-            let pack = reader.read(number)?;
-            let waiting: u64 = pack.chained.iter().map(|(_, row)| u64::from(row.stored)).sum();
-            chained.fetch_add(pack.chained.len(), Relaxed);
-            self.progress.add_bytes(u64::from(self.holdings.packs[number].bytes).saturating_sub(waiting));
-            self.progress.add_items(u64::from(pack.chained.is_empty()));
-            done.lock().expect("no code panics while it holds this lock").push((at, pack));
-            Ok(true)
+            left.get(at).copied().filter(|_| !is_full && !self.is_over())
+        };
+        let is_far = self.repo.backend.properties().is_far();
+        std::thread::scope(|scope| {
+            let (send, fetched) = bounded(0);
+            if is_far {
+                scope.spawn(move || self.fetch_packs(left, claim, &send));
+            }
+            let read = self.side_by_side(|reader, at| {
+                let get = |number| self.repo.backend.get(&self.name_of(number), None).map_err(RepoError::from);
+                let next = if is_far {
+                    fetched.recv().ok()
+                } else {
+                    claim(at).map(|number| Fetched { at, number, bytes: get(number) })
+                };
+                let Some(Fetched { at, number, bytes }) = next else { return Ok(false) };
+                let pack = reader.read(number, bytes)?;
+                let waiting: u64 = pack.chained.iter().map(|(_, row)| u64::from(row.stored)).sum();
+                chained.fetch_add(pack.chained.len(), Relaxed);
+                self.progress.add_bytes(u64::from(self.holdings.packs[number].bytes).saturating_sub(waiting));
+                self.progress.add_items(u64::from(pack.chained.is_empty()));
+                done.lock().expect("no code panics while it holds this lock").push((at, pack));
+                Ok(true)
+            });
+            // Who fetches stops when nobody takes what comes.
+            drop(fetched);
+            read
         })?;
         let mut done = done.into_inner().expect("no code panics while it holds this lock");
         done.sort_by_key(|(at, _)| *at);
@@ -228,6 +261,50 @@ impl Run<'_> {
         let whole = done.iter().zip(0..).take_while(|((at, _), place)| at == place).count();
         done.truncate(whole);
         Ok(done.into_iter().map(|(_, pack)| pack).collect())
+    }
+
+    /// Fetches packs of a far store in pieces, so that the next are on their way while the ones before are opened. Ends when a
+    /// pack is not to be read, or when nobody takes one.
+    fn fetch_packs(&self, left: &[usize], claim: impl Fn(usize) -> Option<usize>, send: &Sender<Fetched>) {
+        let bytes_of = |number: usize| self.holdings.packs[number].bytes;
+        let pieces: Vec<(usize, Range<u32>)> = left
+            .iter()
+            .take(PACKS_TOGETHER)
+            .enumerate()
+            .flat_map(|(at, &number)| {
+                let bytes = bytes_of(number);
+                let starts = (0..bytes.max(1)).step_by(PIECE_BYTES as usize);
+                starts.map(move |start| (at, start..bytes.min(start + PIECE_BYTES)))
+            })
+            .collect();
+        let backend = &self.repo.backend;
+        let get = |(at, range): &(usize, Range<u32>)| {
+            let piece = backend.get(&self.name_of(left[*at]), Some(u64::from(range.start)..u64::from(range.end)));
+            piece.map_err(RepoError::from)
+        };
+        let mut pack = Ok(Vec::new());
+        // An error only ends it.
+        let _ = in_order(backend.properties().parallel_requests, &pieces, get, |(at, range), piece| {
+            let number = left[*at];
+            if range.start == 0 {
+                claim(*at).ok_or(())?;
+                pack = Ok(Vec::with_capacity(bytes_of(number) as usize));
+            }
+            match (&mut pack, piece) {
+                (Ok(pack), Ok(piece)) => pack.extend_from_slice(&piece),
+                (Ok(_), Err(error)) => pack = Err(error),
+                (Err(_), _) => {}
+            }
+            if range.end < bytes_of(number) {
+                return Ok(());
+            }
+            let bytes = std::mem::replace(&mut pack, Ok(Vec::new())).map(Bytes::from);
+            send.send(Fetched { at: *at, number, bytes }).map_err(|_| ())
+        });
+    }
+
+    fn name_of(&self, number: usize) -> String {
+        pack_name(&self.holdings.packs[number].id)
     }
 
     /// Opens the blobs of a batch that rest on others.
@@ -301,13 +378,12 @@ struct PackReader<'a> {
 }
 
 impl PackReader<'_> {
-    /// Hashes every byte and opens every blob that stands alone.
-    fn read(&mut self, number: usize) -> Result<PackRead, PipelineError> {
+    /// Hashes every byte and opens every blob that stands alone. `bytes` is the pack, or why it cannot be had.
+    fn read(&mut self, number: usize, bytes: Result<Bytes, RepoError>) -> Result<PackRead, PipelineError> {
         let pack = &self.run.holdings.packs[number];
-        let name = pack_name(&pack.id);
         let (wrong, bad, chained) = (Vec::new(), Vec::new(), Vec::new());
         let mut read = PackRead { number, plaintext_bytes: 0, wrong, bad, chained };
-        let bytes = match self.run.repo.backend.get(&name, None).map_err(RepoError::from) {
+        let bytes = match bytes {
             Err(error) if is_damage(&error) => {
                 read.wrong.push(error.to_string());
                 read.bad = pack.blobs.clone().map(|blob| (blob, String::new())).collect();

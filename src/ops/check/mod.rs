@@ -25,12 +25,13 @@ use crate::ops::holdings::bits::Bits;
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
 use crate::progress::Progress;
-use crate::repo::{RepoError, Repository, pack_name};
+use crate::repo::together::both;
+use crate::repo::{RepoError, Repository, object_name, pack_name};
 use crate::seal::keys::Kind;
 
 use data::{DataRead, choose, read_packs};
 use findings::{Findings, attribute};
-use structure::{config_and_keys, dead, follow, index, manifests, packs, records};
+use structure::{Records, config_and_keys, dead, detail_of, follow, index, manifests, packs, records};
 
 /// How often the looking starts again because prune replaced what was being looked at.
 const TRIES: usize = 3;
@@ -158,23 +159,31 @@ pub fn check(
 
 /// Names of the objects that prune replaces.
 fn names(repo: &Repository) -> Result<BTreeSet<ObjectId>, RepoError> {
-    let mut names = BTreeSet::new();
-    for kind in [Kind::Manifest, Kind::Index] {
-        names.extend(repo.list(kind)?.into_iter().map(|(id, _)| id));
-    }
-    Ok(names)
+    let (manifests, objects) = both(|| repo.list(Kind::Manifest), || repo.list(Kind::Index));
+    Ok(manifests?.into_iter().chain(objects?).map(|(id, _)| id).collect())
 }
 
 fn look(repo: &Arc<Repository>, options: &CheckOptions, progress: &Progress) -> Result<CheckReport, PipelineError> {
     progress.phase("reading manifests and index");
     let mut findings = Findings::default();
-    config_and_keys(repo, &mut findings)?;
-    let manifests = manifests(repo, &mut findings)?;
-    let mut garbage = records(repo, &manifests, &mut findings)?;
-    let holdings = Holdings::load(repo)?;
+    let (wrong, manifests) = both(|| config_and_keys(repo), || manifests(repo));
+    for (kind, object, detail) in wrong? {
+        findings.add(kind, object, detail);
+    }
+    let (manifests, damaged) = manifests?;
+    for (id, error) in damaged {
+        let finding = findings.add(FindingKind::Manifest, object_name(Kind::Manifest, &id), detail_of(&error));
+        findings.hit(finding, &id, None);
+    }
+    let (read, holdings) = both(|| Records::load(repo), || Holdings::load(repo));
+    let mut garbage = records(repo, read?, &manifests, &mut findings)?;
+    let holdings = holdings?;
     garbage.index_objects = holdings.superseded.len();
-    index(repo, &holdings, &mut findings)?;
-    let packs = packs(repo, &holdings, &mut findings, &mut garbage)?;
+    index(&holdings, &mut findings);
+    // What can be read of the index is enough to go on with.
+    let (loaded, listed) = both(|| repo.load_index(&Progress::default()), || repo.list(Kind::Directory));
+    loaded?;
+    let packs = packs(listed?, &holdings, &mut findings, &mut garbage);
 
     progress.phase("following the backups");
     progress.add_items_total(manifests.len() as u64);

@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use jiff::Timestamp;
+
 use super::findings::Findings;
 use super::{FindingKind, Garbage};
-use crate::backend::BackendError;
+use crate::backend::{BackendError, ObjectInfo};
 use crate::format::config::Config;
 use crate::format::manifest::{ChunkEntry, Item, Manifest};
 use crate::format::pack::BlobKind;
 use crate::format::records::{Lease, Mark, Removal};
 use crate::format::slot::Slot;
 use crate::id::ObjectId;
-use crate::limits::LOOKED_UP_TOGETHER;
+use crate::limits::{LOOKED_UP_TOGETHER, SMALL_OBJECTS_AT_ONCE};
 use crate::ops::holdings::bits::Bits;
 use crate::ops::holdings::rows::Row;
 use crate::ops::holdings::{Holdings, is_damage, of_kind};
@@ -19,100 +21,122 @@ use crate::ops::walk::{Sums, Visit, Walker};
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
 use crate::progress::{Cancelled, Progress};
+use crate::repo::together::{both, together};
 use crate::repo::{RepoError, Repository, object_name, pack_name};
 use crate::seal::keys::Kind;
 
-pub(super) fn config_and_keys(repo: &Repository, findings: &mut Findings) -> Result<(), RepoError> {
+/// What is wrong with the config and the key slots: kind, object, detail.
+pub(super) fn config_and_keys(repo: &Repository) -> Result<Vec<(FindingKind, String, String)>, RepoError> {
+    let (config, slots) = both(|| config(repo), || slots(repo));
+    Ok(config?.into_iter().chain(slots?).collect())
+}
+
+fn config(repo: &Repository) -> Result<Option<(FindingKind, String, String)>, RepoError> {
+    let wrong = |detail: String| Ok(Some((FindingKind::Config, "config".to_owned(), detail)));
     let raw = match repo.backend.get("config", None) {
-        Err(error @ (BackendError::NotFound { .. } | BackendError::Damaged { .. })) => {
-            findings.add(FindingKind::Config, "config", error.to_string());
-            None
-        }
-        other => Some(other?),
+        Err(error @ (BackendError::NotFound { .. } | BackendError::Damaged { .. })) => return wrong(error.to_string()),
+        other => other?,
     };
-    if let Some(raw) = raw {
-        match Config::decode(&raw).and_then(|config| config.check(|text| repo.keys.config_mac(text))) {
-            Ok(config) if config == repo.config => {}
-            Ok(_) => {
-                findings.add(FindingKind::Config, "config", "it is of another repository");
-            }
-            Err(error) => {
-                findings.add(FindingKind::Config, "config", error.to_string());
-            }
-        }
+    match Config::decode(&raw).and_then(|config| config.check(|text| repo.keys.config_mac(text))) {
+        Ok(config) if config == repo.config => Ok(None),
+        Ok(_) => wrong("it is of another repository".to_owned()),
+        Err(error) => wrong(error.to_string()),
     }
+}
+
+fn slots(repo: &Repository) -> Result<Vec<(FindingKind, String, String)>, RepoError> {
     let mut names = Vec::new();
     repo.backend.list("keys/", &mut |info| {
         names.push(info.name);
         Ok(())
     })?;
     if names.is_empty() {
-        findings.add(FindingKind::Key, "keys/", "there is no key slot: nobody can open this repository again");
+        let detail = "there is no key slot: nobody can open this repository again";
+        return Ok(vec![(FindingKind::Key, "keys/".to_owned(), detail.to_owned())]);
     }
-    for name in names {
-        let raw = match repo.backend.get(&name, None) {
-            Err(BackendError::NotFound { .. }) => continue,
+    let wrong = together(SMALL_OBJECTS_AT_ONCE, &names, |name| {
+        let raw = match repo.backend.get(name, None) {
+            Err(BackendError::NotFound { .. }) => return Ok(None),
             other => other?,
         };
-        match Slot::decode(&raw) {
-            Ok(slot) if slot.repo == repo.config.repository && name == format!("keys/{}", slot.id) => {}
-            Ok(_) => {
-                findings.add(FindingKind::Key, name, "it is a slot of another repository or under another name");
-            }
-            Err(error) => {
-                findings.add(FindingKind::Key, name, error.to_string());
-            }
-        }
-    }
-    Ok(())
+        let detail = match Slot::decode(&raw) {
+            Ok(slot) if slot.repo == repo.config.repository && *name == format!("keys/{}", slot.id) => return Ok(None),
+            Ok(_) => "it is a slot of another repository or under another name".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Ok::<_, RepoError>(Some((FindingKind::Key, name.clone(), detail)))
+    })?;
+    Ok(wrong.into_iter().flatten().collect())
 }
 
-/// Loads every manifest from the store, whatever the local index holds.
-pub(super) fn manifests(repo: &Repository, findings: &mut Findings) -> Result<Vec<(ObjectId, Manifest)>, RepoError> {
-    let mut manifests = Vec::new();
-    for (id, info) in repo.list(Kind::Manifest)? {
-        let loaded = repo.load(Kind::Manifest, &id).and_then(|text| {
+/// Loads every manifest from the store, whatever the local index holds. Returns those that cannot be read as errors.
+pub(super) fn manifests(repo: &Repository) -> Result<(Manifests, Vec<(ObjectId, RepoError)>), RepoError> {
+    let listed = repo.list(Kind::Manifest)?;
+    let loaded = together(SMALL_OBJECTS_AT_ONCE, &listed, |(id, info)| {
+        let loaded = repo.load(Kind::Manifest, id).and_then(|text| {
             Manifest::decode(&text).map_err(|source| RepoError::Format { name: info.name.clone(), source })
         });
         match loaded {
-            Ok(manifest) => manifests.push((id, manifest)),
             // Dropped since the listing.
-            Err(RepoError::Backend(BackendError::NotFound { .. })) => {}
-            Err(error) if is_damage(&error) => {
-                let finding = findings.add(FindingKind::Manifest, info.name, detail_of(&error));
-                findings.hit(finding, &id, None);
-            }
-            Err(error) => return Err(error),
+            Err(RepoError::Backend(BackendError::NotFound { .. })) => Ok(None),
+            Err(error) if !is_damage(&error) => Err(error),
+            loaded => Ok(Some((*id, loaded))),
+        }
+    })?;
+    let (mut manifests, mut damaged) = (Vec::with_capacity(loaded.len()), Vec::new());
+    for (id, loaded) in loaded.into_iter().flatten() {
+        match loaded {
+            Ok(manifest) => manifests.push((id, manifest)),
+            Err(error) => damaged.push((id, error)),
         }
     }
     manifests.sort_by_key(|(id, manifest)| (manifest.time, manifest.seq, *id));
-    Ok(manifests)
+    Ok((manifests, damaged))
 }
 
-/// Reads marks, leases and removal records, and follows the chains of manifests.
+/// All manifests that can be read, oldest first.
+pub(super) type Manifests = Vec<(ObjectId, Manifest)>;
+
+/// Marks, leases and removal records; those that cannot be read as errors.
+pub(super) struct Records {
+    marks: Vec<(ObjectId, Timestamp, Result<Mark, RepoError>)>,
+    leases: Vec<(ObjectId, Timestamp, Result<Lease, RepoError>)>,
+    removals: Vec<(ObjectId, Timestamp, Result<Removal, RepoError>)>,
+}
+
+impl Records {
+    pub(super) fn load(repo: &Repository) -> Result<Self, RepoError> {
+        let marks = || repo.records_and_damage("mark", Kind::Mark);
+        let leases = || repo.records_and_damage("lease", Kind::Lease);
+        let removals = || repo.records_and_damage("removal", Kind::Removal);
+        let (marks, (leases, removals)) = both(marks, || both(leases, removals));
+        Ok(Self { marks: marks?, leases: leases?, removals: removals? })
+    }
+}
+
+/// Looks at marks, leases and removal records, and follows the chains of manifests.
 pub(super) fn records(
     repo: &Repository,
+    records: Records,
     manifests: &[(ObjectId, Manifest)],
     findings: &mut Findings,
 ) -> Result<Garbage, RepoError> {
     let mut note = |kind, id: &ObjectId, error: RepoError| {
         findings.add(FindingKind::Record, object_name(kind, id), detail_of(&error));
     };
-    let mut garbage = Garbage::default();
-    for (id, _, mark) in repo.records_and_damage::<Mark>("mark", Kind::Mark)? {
-        garbage.marks += 1;
+    let garbage = Garbage { marks: records.marks.len(), leases: records.leases.len(), ..Garbage::default() };
+    for (id, _, mark) in records.marks {
         if let Err(error) = mark {
             note(Kind::Mark, &id, error);
         }
     }
-    for (id, _, lease) in repo.records_and_damage::<Lease>("lease", Kind::Lease)? {
-        garbage.leases += 1;
+    for (id, _, lease) in records.leases {
         if let Err(error) = lease {
             note(Kind::Lease, &id, error);
         }
     }
     let mut known: HashSet<ObjectId> = HashSet::new();
-    for (id, _, removal) in repo.records_and_damage::<Removal>("removal", Kind::Removal)? {
+    for (id, _, removal) in records.removals {
         match removal {
             Ok(removal) => known.extend(removal.backups.iter().map(|backup| backup.id)),
             Err(error) => note(Kind::Removal, &id, error),
@@ -139,16 +163,13 @@ pub(super) fn records(
     Ok(garbage)
 }
 
-pub(super) fn index(repo: &Repository, holdings: &Holdings, findings: &mut Findings) -> Result<(), RepoError> {
+pub(super) fn index(holdings: &Holdings, findings: &mut Findings) {
     for (id, error) in &holdings.damaged {
         findings.add(FindingKind::Index, object_name(Kind::Index, id), detail_of(error));
     }
     for pack in &holdings.contradicted {
         findings.add(FindingKind::Index, pack_name(pack), "two index objects say different things about it");
     }
-    // What can be read is enough to go on with.
-    repo.load_index(&Progress::default())?;
-    Ok(())
 }
 
 /// What a listing says of a pack.
@@ -159,14 +180,15 @@ pub(super) enum PackState {
     Lost(usize),
 }
 
+/// `listed` is a listing that was made after `holdings` were read.
 pub(super) fn packs(
-    repo: &Repository,
+    listed: Vec<(ObjectId, ObjectInfo)>,
     holdings: &Holdings,
     findings: &mut Findings,
     garbage: &mut Garbage,
-) -> Result<Vec<PackState>, RepoError> {
+) -> Vec<PackState> {
     let mut stored: HashMap<ObjectId, u64> = HashMap::new();
-    for (id, info) in repo.list(Kind::Directory)? {
+    for (id, info) in listed {
         // One in another folder is not found where it is looked for.
         if info.name == pack_name(&id) {
             stored.insert(id, info.bytes);
@@ -190,7 +212,7 @@ pub(super) fn packs(
             }
         }
     });
-    Ok(states.collect())
+    states.collect()
 }
 
 /// Follows every manifest and notes the copies of chunks that are reached. Returns the number of items.
@@ -284,7 +306,7 @@ pub(super) fn damage_only(error: PipelineError) -> Result<PipelineError, Pipelin
     }
 }
 
-fn detail_of(error: &RepoError) -> String {
+pub(super) fn detail_of(error: &RepoError) -> String {
     match error {
         RepoError::Damaged { detail, .. } => detail.clone(),
         RepoError::Format { source, .. } => source.to_string(),

@@ -23,6 +23,7 @@ use crate::format::pack::{BlobEntry, BlobKind, Directory, decode_directory, dire
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{HELD_ROWS_IN_MEMORY, LOOKED_UP_TOGETHER};
 use crate::repo::index::BlobRow;
+use crate::repo::together::in_order;
 use crate::repo::{RepoError, Repository};
 use crate::seal::boxed::open_object;
 use crate::seal::keys::{Keys, Kind};
@@ -130,20 +131,27 @@ impl Holdings {
         loop {
             let mut loader = Loader::new(Room { folder: repo.cache.clone(), rows_max: HELD_ROWS_IN_MEMORY });
             let (mut superseded, mut damaged, mut found) = (Vec::new(), Vec::new(), HashSet::new());
-            for (id, _) in repo.list(Kind::Index)? {
-                match repo.load_index_object(&id) {
-                    Ok(index) => {
+            let mut has_vanished = false;
+            let listed: Vec<ObjectId> = repo.list(Kind::Index)?.into_iter().map(|(id, _)| id).collect();
+            let load = |id: &ObjectId| repo.load_index_object(id).map(|index| (directory_hashes(&index), index));
+            in_order(repo.index_threads(), &listed, load, |&id, loaded| {
+                match loaded {
+                    Ok((directories, index)) => {
                         found.extend(&index.supersedes);
                         if left_out.contains(&id) {
                             superseded.push(id);
                         } else {
-                            loader.add(id, &index)?;
+                            loader.add(id, &index, &directories)?;
                         }
                     }
-                    Err(RepoError::Backend(BackendError::NotFound { .. })) if !last_try => return Ok(None),
+                    Err(RepoError::Backend(BackendError::NotFound { .. })) if !last_try => has_vanished = true,
                     Err(error) if is_damage(&error) => damaged.push((id, error)),
                     Err(error) => return Err(error),
                 }
+                Ok(())
+            })?;
+            if has_vanished {
+                return Ok(None);
             }
             let added_in_vain = found.iter().any(|id| loader.objects.contains_key(id));
             // What took its place may have been taken back.
@@ -274,6 +282,10 @@ pub fn of_kind(entry: &ChunkEntry, kind: BlobKind) -> Row {
     row_of(entry, kind as u32)
 }
 
+fn directory_hashes(index: &Index) -> Vec<[u8; 32]> {
+    index.packs.iter().map(|pack| *blake3::hash(&encode_directory(&pack.directory)).as_bytes()).collect()
+}
+
 /// Makes the tables.
 struct Loader {
     objects: BTreeMap<ObjectId, HeldObject>,
@@ -298,18 +310,18 @@ impl Loader {
         }
     }
 
-    fn add(&mut self, id: ObjectId, index: &Index) -> Result<(), RepoError> {
+    /// `directories` are the hashes of what the index object says of each of its packs.
+    fn add(&mut self, id: ObjectId, index: &Index, directories: &[[u8; 32]]) -> Result<(), RepoError> {
         let object = self.objects.entry(id).or_default();
         for pack in &index.packs {
             object.packs.push(pack.pack);
             object.chunks += pack.directory.iter().map(|blob| blob.contents.chunks.len()).sum::<usize>();
         }
-        index.packs.iter().try_for_each(|pack| self.add_pack(pack))
+        index.packs.iter().zip(directories).try_for_each(|(pack, directory)| self.add_pack(pack, *directory))
     }
 
-    fn add_pack(&mut self, pack: &PackIndex) -> Result<(), RepoError> {
+    fn add_pack(&mut self, pack: &PackIndex, directory: [u8; 32]) -> Result<(), RepoError> {
         let number = |n: usize| u32::try_from(n).expect("fewer than 2^32 packs and blobs fit into memory");
-        let directory = *blake3::hash(&encode_directory(&pack.directory)).as_bytes();
         if let Some(&known) = self.pack_numbers.get(&pack.pack) {
             let known = &self.packs[known as usize];
             if known.directory != directory || known.bytes != pack.bytes {

@@ -4,17 +4,15 @@
 //! much to do.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-use crossbeam_channel::Receiver;
 
 use super::tables::{ObjectRows, TableError};
 use super::{Kept, cache_error};
 use crate::backend::BackendError;
 use crate::format::index::Index;
 use crate::id::ObjectId;
-use crate::limits::INDEX_LOAD_THREADS;
+use crate::limits::{INDEX_LOAD_THREADS, INDEX_LOAD_THREADS_FAR};
 use crate::progress::Progress;
+use crate::repo::together::in_order;
 use crate::repo::{RepoError, Repository, object_name};
 use crate::seal::keys::Kind;
 
@@ -99,51 +97,27 @@ impl Repository {
         supersedes: &mut HashMap<ObjectId, Vec<ObjectId>>,
     ) -> Result<Vec<(ObjectId, RepoError)>, LoadError> {
         progress.add_items_total(missing.len() as u64);
-        let next = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            // Each thread has one object in hand and waits with it: none queue up.
-            let (send, receive) = crossbeam_channel::bounded(0);
-            for _ in 0..INDEX_LOAD_THREADS.min(missing.len()) {
-                let (send, next) = (send.clone(), &next);
-                scope.spawn(move || {
-                    while let Some(id) = missing.get(next.fetch_add(1, Relaxed)) {
-                        let rows = self.load_index_object(id).map(|index| ObjectRows::new(*id, &index, &self.keys));
-                        if send.send((*id, rows)).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-            drop(send);
-            self.add_received(receive, progress, supersedes)
-        })
-    }
-
-    fn add_received(
-        &self,
-        receive: Receiver<(ObjectId, Result<ObjectRows, RepoError>)>,
-        progress: &Progress,
-        supersedes: &mut HashMap<ObjectId, Vec<ObjectId>>,
-    ) -> Result<Vec<(ObjectId, RepoError)>, LoadError> {
         let mut unreadable = Vec::new();
-        for (id, rows) in receive {
+        let load = |id: &ObjectId| self.load_index_object(id).map(|index| ObjectRows::new(*id, &index, &self.keys));
+        in_order(self.index_threads(), missing, load, |id, rows| {
             let rows = match rows {
                 // Replaced since the listing: what replaced it is found by the next load.
-                Err(RepoError::Backend(BackendError::NotFound { .. })) => continue,
+                Err(RepoError::Backend(BackendError::NotFound { .. })) => return Ok(()),
                 Err(
                     error @ (RepoError::Damaged { .. }
                     | RepoError::Format { .. }
                     | RepoError::Backend(BackendError::Damaged { .. })),
                 ) => {
-                    unreadable.push((id, error));
-                    continue;
+                    unreadable.push((*id, error));
+                    return Ok(());
                 }
                 other => other?,
             };
             self.index.lock().tables.add(&rows)?;
-            supersedes.insert(id, rows.supersedes);
+            supersedes.insert(*id, rows.supersedes);
             progress.add_items(1);
-        }
+            Ok::<_, LoadError>(())
+        })?;
         Ok(unreadable)
     }
 
@@ -157,6 +131,11 @@ impl Repository {
             other => other?,
         };
         self.index.add_object(&ObjectRows::new(*id, index, &self.keys)).map(|()| true)
+    }
+
+    /// How many index objects are got and decoded at once.
+    pub fn index_threads(&self) -> usize {
+        if self.backend.properties().is_far() { INDEX_LOAD_THREADS_FAR } else { INDEX_LOAD_THREADS }
     }
 
     /// Loads one index object from the store.
