@@ -5,8 +5,10 @@ mod lab;
 
 use std::fs;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lab::*;
+use vault::backend::fault::{Fault, Faults, Rule};
 use vault::backend::recording::{CallKind, CallState, Recording};
 use vault::backend::{Backend, Memory};
 use vault::limits::PIECE_BYTES_MAX;
@@ -180,4 +182,24 @@ fn a_check_fetches_each_pack_once_and_says_what_rests_on_a_damaged_one() {
     let hit = |id| report.findings.iter().any(|finding| finding.backups.contains(id));
     assert!(taken.iter().all(hit), "all rest on the first day: {:?}", report.findings);
     assert_eq!(killed.map(|folder| folder.exists()), [false, true]);
+}
+
+#[test]
+fn a_check_waits_for_few_requests_one_after_the_other() {
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    for number in 0..40 {
+        backup(&repo, "n", &items(&[("i", noise(number, 30_000))]));
+    }
+    let away = Duration::from_millis(20);
+    let slow = Faults::new(lab.store.clone(), [Rule::new(CallKind::Get, Fault::Delay(away))]);
+    let store = Arc::new(Recording::new(slow));
+    let repo = lab.open_on("b", store.clone());
+    store.take();
+    let began = Instant::now();
+    assert_eq!(check_all(&repo).status, Status::Clean);
+    let (took, requests) = (began.elapsed(), store.count(CallKind::Get, ""));
+    assert!(requests > 120, "manifests, index objects and packs of forty backups: {requests}");
+    // Four at once would take a quarter; what chunk lists lead to comes one after the other.
+    assert!(took * 2 < away * requests as u32, "{requests} requests took {took:?}");
 }
