@@ -25,7 +25,7 @@
 //! [`BUSY_WINDOWS`] that wait (up to [`NEIGHBOUR_WINDOWS`] in all for one that takes longer), and for each step of a chain of
 //! blobs the bases of one, up to [`BASE_BYTES_MAX`]; and [`FORESEEN_ENTRIES`] of the plan: 125 MB for a restore at the end of
 //! chains of eight, 77 MB without chains. Of a far store (S3) come [`FETCHED_BYTES`] as stored, what is on its way included. A
-//! check holds a pack a thread beside that. A backup that compresses against an older one reads with one opener: 140 MB in all.
+//! check holds a pack a thread beside that, and of a far store the next one, in pieces ([`CHECKED_PIECE_BYTES`]). A backup that compresses against an older one reads with one opener: 140 MB in all.
 //!
 //! `prune`, `check`, `stats` and `diff` hold, beside what a restore does, the tables of all chunks: 16 bytes for each of at
 //! most [`HELD_ROWS_IN_MEMORY`] chunks and as many bases (beyond that in a temporary file), and for [`LOOKED_UP_TOGETHER`]
@@ -180,6 +180,8 @@ pub const PIECE_BYTES_MIN: u32 = 256 << 10;
 pub const PIECE_BYTES_MAX: u32 = 1 << 20;
 /// Bytes of packs, as stored, that a reader keeps of a far store beside what is on its way.
 pub const FETCHED_BYTES: usize = 12 << 20;
+/// A pack of a far store that is checked comes in pieces of so many bytes, several at once.
+pub const CHECKED_PIECE_BYTES: u32 = 4 << 20;
 /// Whoever reads a stream of a far store plans so many stored bytes ahead, and windows of two blobs; twice this is fetched or
 /// on its way, beside the windows that wait for an opener: less than [`FETCHED_BYTES`].
 pub const PLANNED_BYTES: usize = 3 << 20;

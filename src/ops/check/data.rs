@@ -13,7 +13,7 @@ use super::structure::PackState;
 use super::{CheckOptions, ReadData};
 use crate::format::pack::Directory;
 use crate::id::ObjectId;
-use crate::limits::CHAINED_BLOBS_TOGETHER;
+use crate::limits::{CHAINED_BLOBS_TOGETHER, CHECKED_PIECE_BYTES};
 use crate::ops::holdings::chains::Chains;
 use crate::ops::holdings::{Holdings, is_damage};
 use crate::pipeline::PipelineError;
@@ -26,9 +26,6 @@ use crate::seal::blob::Opener;
 
 /// Results of so many packs at most are remembered at once.
 const PACKS_TOGETHER: usize = 256;
-
-/// Of a far store a pack comes in pieces of so many bytes, several at once.
-const PIECE_BYTES: u32 = 4 << 20;
 
 /// Stored bytes of blobs that a thread opens one after the other, and has fetched together from a far store: two threads have
 /// room for theirs in [`FETCHED_BYTES`](crate::limits::FETCHED_BYTES). Fewer where every thread would not get [`RUNS_EACH`].
@@ -273,8 +270,8 @@ impl Run<'_> {
             .enumerate()
             .flat_map(|(at, &number)| {
                 let bytes = bytes_of(number);
-                let starts = (0..bytes.max(1)).step_by(PIECE_BYTES as usize);
-                starts.map(move |start| (at, start..bytes.min(start + PIECE_BYTES)))
+                let starts = (0..bytes.max(1)).step_by(CHECKED_PIECE_BYTES as usize);
+                starts.map(move |start| (at, start..bytes.min(start + CHECKED_PIECE_BYTES)))
             })
             .collect();
         let backend = &self.repo.backend;
