@@ -103,7 +103,7 @@ pub const INDEX_CHUNKS_KEPT: usize = 16 << 10;
 /// Chunks, and bases, of the whole index that prune, check and stats hold in memory, 16 bytes each; more go to a temporary
 /// file.
 pub const HELD_ROWS_IN_MEMORY: usize = 512 << 10;
-/// Blobs that rest on others and that check and prune remember, to open them in the order of their chains: about 2 KiB each.
+/// Blobs of chains that check and prune remember, to open them in the order of these: about 2 KiB each.
 pub const CHAINED_BLOBS_TOGETHER: usize = 4096;
 /// Chunks that are looked up in them together, 16 bytes each.
 pub const LOOKED_UP_TOGETHER: usize = 512 << 10;

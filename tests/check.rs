@@ -11,6 +11,7 @@ use lab::*;
 use vault::backend::Backend;
 use vault::backend::fault::{Failure, Fault, Faults, Rule};
 use vault::backend::recording::{Call, CallKind, CallState, Recording};
+use vault::format::pack::BlobKind;
 use vault::format::records::{Mark, encode_record};
 use vault::id::ObjectId;
 use vault::ops::check::{CheckOptions, FindingKind, ReadData, Status, check};
@@ -108,6 +109,43 @@ fn a_flipped_bit_in_a_pack_is_found_and_names_the_backups_and_items_it_hits() {
             Ok(())
         })
         .unwrap();
+}
+
+/// Whoever has the key could write such a pack, and so could a host whose memory is faulty: only opening every blob finds it.
+#[test]
+fn a_blob_at_fault_in_a_pack_that_hashes_to_its_name_is_found_wherever_it_stands_in_a_chain() {
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    for day in 0..3 {
+        let items = items(&[("still", noise(1, 3 * MB)), ("table", changing_rows(30_000, day))]);
+        backup_ago(&repo, "n", &items, 9 - day as i64);
+    }
+    let objects = lab.names("index/").into_iter().map(|name| vault::repo::id_of_name(&name).unwrap());
+    let packs = objects.flat_map(|id| repo.load_index_object(&id).unwrap().packs);
+    let blobs = packs.flat_map(|pack| pack.directory.into_iter().map(move |blob| (pack.pack, blob)));
+    let blobs: Vec<_> = blobs.filter(|(_, blob)| blob.contents.kind == BlobKind::Data).collect();
+    let depths: BTreeSet<u8> = blobs.iter().map(|(_, blob)| blob.contents.depth).collect();
+    assert_eq!(depths, (0..=2).collect(), "some stand alone, and some at each step of a chain");
+    for (pack, blob) in blobs {
+        let lab = Lab::with_store(lab.store.fork());
+        let mut bytes = lab.store.get(&pack_name(&pack), None).unwrap().to_vec();
+        bytes[(blob.offset + blob.stored / 2) as usize] ^= 1;
+        let spoiled = pack_name(&ObjectId::of(&bytes));
+        lab.store.overwrite(&spoiled, bytes);
+        let replaced = lab.names("index/").into_iter().chain([pack_name(&pack)]);
+        replaced.for_each(|name| assert!(lab.store.delete(&name).unwrap()));
+        let repo = lab.open_cold("b");
+        let options = vault::ops::repair::RepairOptions { host: "h".into(), now: Timestamp::now(), dry_run: false };
+        vault::ops::repair::repair_index(&repo, &options, &Progress::default()).unwrap();
+        assert_eq!(run(&lab.open_cold("c"), ReadData::None).status, Status::Clean);
+        // One thread opens the blobs of the first packs as they come, and those of the last two after them.
+        let options = CheckOptions { threads: 1, ..check_options(ReadData::All) };
+        let report = check(&lab.open_cold("c"), &options, &Progress::default()).unwrap();
+        assert_eq!(report.status, Status::Damaged, "depth {}, at {}", blob.contents.depth, blob.offset);
+        let found = report.findings.iter().find(|finding| finding.object == spoiled).expect("the pack is named");
+        assert!(found.detail.starts_with(&format!("blob at {}", blob.offset)), "{found:?}");
+        assert!(!found.backups.is_empty(), "{found:?}");
+    }
 }
 
 #[test]

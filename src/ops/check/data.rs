@@ -32,6 +32,9 @@ const PACKS_TOGETHER: usize = 256;
 const RUN_BYTES: RangeInclusive<usize> = 64 << 10..=2 << 20;
 /// Runs that a thread takes of few blobs, one after the other, so that none waits long for another's last.
 const RUNS_EACH: usize = 8;
+/// Of so many packs at the end, for each thread, blobs that stand alone are opened in runs as well: whoever is done with the
+/// last but one does not wait for the last.
+const LAST_PACKS_EACH: usize = 2;
 
 /// The packs to read, in the order in which to read them.
 pub(super) fn choose(
@@ -100,27 +103,25 @@ pub(super) fn read_packs(
     let threads = options.threads.clamp(1, chosen.len().max(1));
     let local = ReadPacks::of(repo, holdings);
     let packs = local.as_ref().map(|local| local.packs.clone());
+    let is_chained =
+        |&number: &usize| holdings.packs[number].blobs.clone().any(|blob| holdings.blobs[blob as usize].depth > 0);
+    let chains = if chosen.iter().any(is_chained) { Some(Chains::of(holdings, |_| true)?) } else { None };
     let run = Run {
         repo,
         holdings,
         bases: Reader::new(repo.clone(), threads, Progress::default()).with_local_packs(packs),
+        chains,
         local,
         threads,
         ends: options.max_duration.map(|most| Instant::now() + most),
         progress,
     };
     let (mut read, mut verified) = (DataRead::default(), Vec::new());
-    let (mut left, mut chains) = (chosen, None);
+    let mut left = chosen;
     while !left.is_empty() && !run.is_over() {
         let mut batch = run.read_batch(left)?;
         left = &left[batch.len()..];
-        if batch.iter().any(|pack| !pack.chained.is_empty()) {
-            let chains = match &mut chains {
-                Some(chains) => chains,
-                none => none.insert(Chains::of(holdings, |_| true)?),
-            };
-            run.open_chained(&mut batch, chains)?;
-        }
+        run.open_later(&mut batch)?;
         for pack in batch {
             let held = &holdings.packs[pack.number];
             read.packs += 1;
@@ -155,8 +156,8 @@ struct PackRead {
     /// What is wrong with it as a whole, and with its blobs beyond that.
     wrong: Vec<String>,
     bad: Vec<(u32, String)>,
-    /// Blobs that rest on others, not yet opened.
-    chained: Vec<(u32, BlobRow)>,
+    /// Blobs of chains and of the last packs, not yet opened.
+    later: Vec<(u32, BlobRow)>,
 }
 
 impl PackRead {
@@ -173,13 +174,15 @@ impl PackRead {
     }
 }
 
-/// A run over packs. First they are read whole, as many as leave so many blobs that rest on others; then these are opened,
-/// chain by chain, so that what they rest on need not be opened again for each.
+/// A run over packs. First they are read whole, as many as leave so many blobs of chains; then these are opened, chain by
+/// chain, so that each is opened once, however many rest on it.
 struct Run<'a> {
     repo: &'a Arc<Repository>,
     holdings: &'a Holdings,
     /// For blobs that rest on others. All threads share it, and the blobs that it keeps.
     bases: Reader,
+    /// None if no blob rests on another.
+    chains: Option<Chains>,
     local: Option<ReadPacks>,
     threads: usize,
     ends: Option<Instant>,
@@ -221,12 +224,14 @@ impl Run<'_> {
     /// Reads the first packs of `left`, in order.
     fn read_batch(&self, left: &[usize]) -> Result<Vec<PackRead>, PipelineError> {
         let done: Mutex<Vec<(usize, PackRead)>> = Mutex::default();
-        let chained = AtomicUsize::new(0);
+        let later = AtomicUsize::new(0);
         let claim = |at: usize| {
-            let is_full = at >= PACKS_TOGETHER || chained.load(Relaxed) >= CHAINED_BLOBS_TOGETHER;
+            let is_full = at >= PACKS_TOGETHER || later.load(Relaxed) >= CHAINED_BLOBS_TOGETHER;
             left.get(at).copied().filter(|_| !is_full && !self.is_over())
         };
         let is_far = self.repo.backend.properties().is_far();
+        // A far store would be asked for them a second time.
+        let last = if is_far && self.local.is_none() { 0 } else { LAST_PACKS_EACH * self.threads };
         std::thread::scope(|scope| {
             let (send, fetched) = bounded(0);
             if is_far {
@@ -240,11 +245,11 @@ impl Run<'_> {
                     claim(at).map(|number| Fetched { at, number, bytes: get(number) })
                 };
                 let Some(Fetched { at, number, bytes }) = next else { return Ok(false) };
-                let pack = reader.read(number, bytes)?;
-                let waiting: u64 = pack.chained.iter().map(|(_, row)| u64::from(row.stored)).sum();
-                chained.fetch_add(pack.chained.len(), Relaxed);
+                let pack = reader.read(number, bytes, left.len() - at <= last)?;
+                let waiting: u64 = pack.later.iter().map(|(_, row)| u64::from(row.stored)).sum();
+                later.fetch_add(pack.later.len(), Relaxed);
                 self.progress.add_bytes(u64::from(self.holdings.packs[number].bytes).saturating_sub(waiting));
-                self.progress.add_items(u64::from(pack.chained.is_empty()));
+                self.progress.add_items(u64::from(pack.later.is_empty()));
                 done.lock().expect("no code panics while it holds this lock").push((at, pack));
                 Ok(true)
             });
@@ -304,12 +309,13 @@ impl Run<'_> {
         pack_name(&self.holdings.packs[number].id)
     }
 
-    /// Opens the blobs of a batch that rest on others.
-    fn open_chained(&self, batch: &mut [PackRead], chains: &Chains) -> Result<(), PipelineError> {
+    /// Opens the blobs of a batch that reading left.
+    fn open_later(&self, batch: &mut [PackRead]) -> Result<(), PipelineError> {
+        let path_to = |blob| self.chains.as_ref().map_or_else(|| vec![blob], |chains| chains.path(blob));
         let mut waiting: Vec<Waiting> = Vec::new();
         for (place, pack) in batch.iter_mut().enumerate() {
-            self.progress.add_items(u64::from(!pack.chained.is_empty()));
-            waiting.extend(pack.chained.drain(..).map(|(blob, row)| (chains.path(blob), place, row)));
+            self.progress.add_items(u64::from(!pack.later.is_empty()));
+            waiting.extend(pack.later.drain(..).map(|(blob, row)| (path_to(blob), place, row)));
         }
         waiting.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
         let runs = in_runs(&waiting, self.threads);
@@ -346,7 +352,7 @@ impl Run<'_> {
     }
 }
 
-/// A blob that rests on others: the path to it, its pack's place in the batch, and itself.
+/// A blob that reading left: the path to it, its pack's place in the batch, and itself.
 type Waiting = (Vec<u32>, usize, BlobRow);
 
 /// Blobs in the order of their chains, in runs of whole chains: neighbours lie side by side in the packs of a day.
@@ -375,11 +381,17 @@ struct PackReader<'a> {
 }
 
 impl PackReader<'_> {
-    /// Hashes every byte and opens every blob that stands alone. `bytes` is the pack, or why it cannot be had.
-    fn read(&mut self, number: usize, bytes: Result<Bytes, RepoError>) -> Result<PackRead, PipelineError> {
+    /// Hashes every byte and opens every blob that stands alone and that no other rests on, or none if it `is_last`. `bytes` is
+    /// the pack, or why it cannot be had.
+    fn read(
+        &mut self,
+        number: usize,
+        bytes: Result<Bytes, RepoError>,
+        is_last: bool,
+    ) -> Result<PackRead, PipelineError> {
         let pack = &self.run.holdings.packs[number];
-        let (wrong, bad, chained) = (Vec::new(), Vec::new(), Vec::new());
-        let mut read = PackRead { number, plaintext_bytes: 0, wrong, bad, chained };
+        let (wrong, bad, later) = (Vec::new(), Vec::new(), Vec::new());
+        let mut read = PackRead { number, plaintext_bytes: 0, wrong, bad, later };
         let bytes = match bytes {
             Err(error) if is_damage(&error) => {
                 read.wrong.push(error.to_string());
@@ -388,7 +400,8 @@ impl PackReader<'_> {
             }
             other => other?,
         };
-        if ObjectId::of(&bytes) != pack.id {
+        let is_whole = ObjectId::of(&bytes) == pack.id;
+        if !is_whole {
             read.wrong.push("its bytes do not hash to its name".to_owned());
         } else if let Some(local) = &self.run.local {
             local.packs.put(&pack.id, &bytes);
@@ -403,8 +416,10 @@ impl PackReader<'_> {
         for (blob, entry) in pack.blobs.clone().zip(directory) {
             let sealed = bytes.get(entry.offset as usize..entry.offset as usize + entry.stored as usize);
             let row = pack.row(entry);
-            if !row.contents.bases.is_empty() {
-                read.chained.push((blob, row));
+            // Of a damaged pack what stands alone is opened as it came, to say what is wrong with it.
+            let is_rested_on = || self.run.chains.as_ref().is_some_and(|chains| chains.is_rested_on(blob));
+            if !row.contents.bases.is_empty() || (is_whole && (is_last || is_rested_on())) {
+                read.later.push((blob, row));
                 continue;
             }
             match sealed.ok_or_else(|| "it is cut off".to_owned()).and_then(|sealed| self.open(&row, sealed)) {

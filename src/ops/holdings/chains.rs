@@ -5,7 +5,10 @@ use crate::limits::DELTA_DEPTH_MAX;
 use crate::repo::RepoError;
 
 /// For each blob the deepest one that holds a base of it; itself if it has none, or if nobody asked.
-pub struct Chains(Vec<u32>);
+pub struct Chains {
+    rests_on: Vec<u32>,
+    is_rested_on: Vec<bool>,
+}
 
 impl Chains {
     /// The chains of blobs that are `wanted`, which those that they rest on must be too.
@@ -22,7 +25,16 @@ impl Chains {
             }
             Ok(())
         })?;
-        Ok(Self(rests_on))
+        let mut is_rested_on = vec![false; rests_on.len()];
+        for (&on, blob) in rests_on.iter().zip(0_u32..) {
+            is_rested_on[on as usize] |= on != blob;
+        }
+        Ok(Self { rests_on, is_rested_on })
+    }
+
+    /// Whether a blob is the deepest one that another rests on.
+    pub fn is_rested_on(&self, blob: u32) -> bool {
+        self.is_rested_on[blob as usize]
     }
 
     /// The blobs that lead to a blob, from the one that stands alone on. In the order of these, a blob comes right after
@@ -30,8 +42,8 @@ impl Chains {
     pub fn path(&self, blob: u32) -> Vec<u32> {
         let mut path = vec![blob];
         let mut at = blob;
-        while self.0[at as usize] != at && path.len() <= usize::from(DELTA_DEPTH_MAX) {
-            at = self.0[at as usize];
+        while self.rests_on[at as usize] != at && path.len() <= usize::from(DELTA_DEPTH_MAX) {
+            at = self.rests_on[at as usize];
             path.push(at);
         }
         path.reverse();
