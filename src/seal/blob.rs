@@ -20,6 +20,10 @@ const LEVEL_TUNED: i32 = 3;
 /// earlier version of the next row lies.
 const DELTA_MATCH_MIN: u32 = 6;
 
+/// Tables half as large as without bases: zstd fills them with the end of the bases before it begins, which takes as long as
+/// they are large, and most of what they find the long matches have found already.
+const DELTA_HASH_LOG: u32 = 15;
+
 /// What a blob may be compressed against.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bases<'a> {
@@ -141,6 +145,7 @@ impl Sealer {
             context.set_parameter(CParameter::LdmMinMatch(128))?;
             if level == LEVEL_TUNED {
                 context.set_parameter(CParameter::MinMatch(DELTA_MATCH_MIN))?;
+                context.set_parameter(CParameter::HashLog(DELTA_HASH_LOG))?;
             }
             Ok(())
         };
