@@ -29,7 +29,7 @@
 //!
 //! `prune`, `check`, `stats` and `diff` hold, beside what a restore does, the tables of all chunks: 16 bytes for each of at
 //! most [`HELD_ROWS_IN_MEMORY`] chunks and as many bases (beyond that in a temporary file), and for [`LOOKED_UP_TOGETHER`]
-//! chunks (8 MiB each); a few bits a chunk, 24 to 40 bytes a blob, 300 a pack: 40 MB for 20 million chunks in 16 MiB packs.
+//! chunks (8 MiB, and 32 MiB); a few bits a chunk, 24 to 40 bytes a blob, 300 a pack: 40 MB for 20 million chunks in 16 MiB packs.
 
 /// Smallest, normal and largest chunk in bytes of the standard geometry (format-spec/chunking.md).
 pub const CHUNK_BYTES_MIN_STD: u32 = 16 << 10;
@@ -106,7 +106,7 @@ pub const HELD_ROWS_IN_MEMORY: usize = 512 << 10;
 /// Blobs of chains that check and prune remember, to open them in the order of these: about 2 KiB each.
 pub const CHAINED_BLOBS_TOGETHER: usize = 4096;
 /// Chunks that are looked up in them together, 16 bytes each.
-pub const LOOKED_UP_TOGETHER: usize = 512 << 10;
+pub const LOOKED_UP_TOGETHER: usize = 2 << 20;
 /// Plaintext of an index object that prune or repair writes, before one more pack goes into the next.
 pub const INDEX_BYTES_TARGET: usize = 4 << 20;
 
