@@ -8,11 +8,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use crossbeam_channel::{Sender, bounded};
 
+use super::CheckOptions;
+use super::pack_reader::{BadPack, PackRead, PackReader};
 use super::read_packs::ReadPacks;
-use super::structure::PackState;
-use super::{CheckOptions, ReadData};
-use crate::format::pack::Directory;
-use crate::id::ObjectId;
 use crate::limits::{CHAINED_BLOBS_TOGETHER, CHECKED_PIECE_BYTES};
 use crate::ops::holdings::chains::Chains;
 use crate::ops::holdings::{Holdings, is_damage};
@@ -22,7 +20,6 @@ use crate::progress::{Cancelled, Progress};
 use crate::repo::index::BlobRow;
 use crate::repo::together::in_order;
 use crate::repo::{RepoError, Repository, pack_name};
-use crate::seal::blob::Opener;
 
 /// Results of so many packs at most are remembered at once.
 const PACKS_TOGETHER: usize = 256;
@@ -36,47 +33,6 @@ const RUNS_EACH: usize = 8;
 /// last but one does not wait for the last.
 const LAST_PACKS_EACH: usize = 2;
 
-/// The packs to read, in the order in which to read them.
-pub(super) fn choose(
-    repo: &Repository,
-    options: &CheckOptions,
-    holdings: &Holdings,
-    packs: &[PackState],
-) -> Vec<usize> {
-    let whole = (0..packs.len()).filter(|&number| packs[number] == PackState::Whole);
-    let mut chosen: Vec<usize> = match options.read_data {
-        ReadData::None => return Vec::new(),
-        ReadData::Part { part, of } => {
-            let of = u64::from(of.max(1));
-            let part_of = |number: usize| {
-                let id = holdings.packs[number].id;
-                u64::from_be_bytes(*id.as_bytes().first_chunk().expect("an id has 32 bytes")) % of + 1
-            };
-            whole.filter(|&number| part_of(number) == u64::from(part)).collect()
-        }
-        _ => whole.collect(),
-    };
-    let oldest_first = |&number: &usize| {
-        let id = &holdings.packs[number].id;
-        (repo.index.verified(id), *id)
-    };
-    chosen.sort_by_cached_key(oldest_first);
-    let bytes_of = |number: usize| u64::from(holdings.packs[number].bytes);
-    let total: u64 = chosen.iter().map(|&number| bytes_of(number)).sum();
-    let budget = match options.read_data {
-        ReadData::Share(share) => (total as f64 * share.clamp(0.0, 1.0)).ceil() as u64,
-        ReadData::Bytes(bytes) => bytes,
-        _ => return chosen,
-    };
-    let mut taken = 0;
-    chosen.retain(|&number| {
-        let take = taken < budget;
-        taken += bytes_of(number);
-        take
-    });
-    chosen
-}
-
 /// What reading packs came to.
 #[derive(Default)]
 pub(super) struct DataRead {
@@ -84,13 +40,6 @@ pub(super) struct DataRead {
     pub(super) bytes: u64,
     pub(super) plaintext: u64,
     pub(super) bad: Vec<BadPack>,
-}
-
-pub(super) struct BadPack {
-    pub(super) pack: usize,
-    pub(super) detail: String,
-    /// Numbers of the blobs that cannot be opened.
-    pub(super) blobs: Vec<u32>,
 }
 
 pub(super) fn read_packs(
@@ -149,31 +98,6 @@ struct Fetched {
     bytes: Result<Bytes, RepoError>,
 }
 
-/// What is known of a pack that is being read.
-struct PackRead {
-    number: usize,
-    plaintext_bytes: u64,
-    /// What is wrong with it as a whole, and with its blobs beyond that.
-    wrong: Vec<String>,
-    bad: Vec<(u32, String)>,
-    /// Blobs of chains and of the last packs, not yet opened.
-    later: Vec<(u32, BlobRow)>,
-}
-
-impl PackRead {
-    fn finish(mut self, blobs: usize) -> Option<BadPack> {
-        self.bad.sort_unstable();
-        if let Some((_, detail)) = self.bad.first().filter(|(_, detail)| !detail.is_empty()) {
-            self.wrong.push(detail.clone());
-            if self.bad.len() > 1 {
-                self.wrong.push(format!("{} of {blobs} blobs cannot be opened", self.bad.len()));
-            }
-        }
-        let blobs = self.bad.into_iter().map(|(blob, _)| blob).collect();
-        (!self.wrong.is_empty()).then(|| BadPack { pack: self.number, detail: self.wrong.join("; "), blobs })
-    }
-}
-
 /// A run over packs. First they are read whole, as many as leave so many blobs of chains; then these are opened, chain by
 /// chain, so that each is opened once, however many rest on it.
 struct Run<'a> {
@@ -202,7 +126,7 @@ impl Run<'_> {
     ) -> Result<(), PipelineError> {
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let work = || {
-            let mut reader = PackReader { run: self, opener: Opener::default(), plaintext: Vec::new() };
+            let mut reader = PackReader::new(self.repo, self.holdings, self.chains.as_ref(), self.local.as_ref());
             while !failed.load(Relaxed) {
                 match work(&mut reader, next.fetch_add(1, Relaxed)) {
                     Ok(true) => {}
@@ -371,81 +295,4 @@ fn in_runs(waiting: &[Waiting], threads: usize) -> Vec<&[Waiting]> {
         runs.push(&waiting[start..end]);
     }
     runs
-}
-
-/// Reads packs whole. One a thread.
-struct PackReader<'a> {
-    run: &'a Run<'a>,
-    opener: Opener,
-    plaintext: Vec<u8>,
-}
-
-impl PackReader<'_> {
-    /// Hashes every byte and opens every blob that stands alone and that no other rests on, or none if it `is_last`. `bytes` is
-    /// the pack, or why it cannot be had.
-    fn read(
-        &mut self,
-        number: usize,
-        bytes: Result<Bytes, RepoError>,
-        is_last: bool,
-    ) -> Result<PackRead, PipelineError> {
-        let pack = &self.run.holdings.packs[number];
-        let (wrong, bad, later) = (Vec::new(), Vec::new(), Vec::new());
-        let mut read = PackRead { number, plaintext_bytes: 0, wrong, bad, later };
-        let bytes = match bytes {
-            Err(error) if is_damage(&error) => {
-                read.wrong.push(error.to_string());
-                read.bad = pack.blobs.clone().map(|blob| (blob, String::new())).collect();
-                return Ok(read);
-            }
-            other => other?,
-        };
-        let is_whole = ObjectId::of(&bytes) == pack.id;
-        if !is_whole {
-            read.wrong.push("its bytes do not hash to its name".to_owned());
-        } else if let Some(local) = &self.run.local {
-            local.packs.put(&pack.id, &bytes);
-        }
-        let directory = match pack.open_directory(&self.run.repo.keys, &bytes) {
-            Ok(directory) => directory,
-            Err(detail) => {
-                read.wrong.push(detail);
-                self.listed_directory(&pack.id)?
-            }
-        };
-        for (blob, entry) in pack.blobs.clone().zip(directory) {
-            let sealed = bytes.get(entry.offset as usize..entry.offset as usize + entry.stored as usize);
-            let row = pack.row(entry);
-            // Of a damaged pack what stands alone is opened as it came, to say what is wrong with it.
-            let is_rested_on = || self.run.chains.as_ref().is_some_and(|chains| chains.is_rested_on(blob));
-            if !row.contents.bases.is_empty() || (is_whole && (is_last || is_rested_on())) {
-                read.later.push((blob, row));
-                continue;
-            }
-            match sealed.ok_or_else(|| "it is cut off".to_owned()).and_then(|sealed| self.open(&row, sealed)) {
-                Ok(()) => read.plaintext_bytes += row.contents.raw_bytes() as u64,
-                Err(detail) => read.bad.push((blob, format!("blob at {}: {detail}", row.offset))),
-            }
-        }
-        Ok(read)
-    }
-
-    fn open(&mut self, row: &BlobRow, sealed: &[u8]) -> Result<(), String> {
-        let keys = &self.run.repo.keys;
-        let opened = self.opener.open(keys, &row.contents, sealed, &[], &mut self.plaintext);
-        opened.map_err(|error| error.to_string())
-    }
-
-    /// What the index says of a pack whose own directory is of no use.
-    fn listed_directory(&self, pack: &ObjectId) -> Result<Directory, PipelineError> {
-        for (id, object) in &self.run.holdings.objects {
-            if object.packs.contains(pack) {
-                let index = self.run.repo.load_index_object(id)?;
-                if let Some(found) = index.packs.into_iter().find(|listed| listed.pack == *pack) {
-                    return Ok(found.directory);
-                }
-            }
-        }
-        Ok(Directory::new())
-    }
 }

@@ -7,8 +7,10 @@
 //!
 //! [`structure`]: what objects, lists and sums say. [`data`]: every byte. [`findings`]: what is wrong, and whom it hits.
 
+mod choose;
 mod data;
 mod findings;
+mod pack_reader;
 mod read_packs;
 mod structure;
 
@@ -29,7 +31,8 @@ use crate::repo::together::both;
 use crate::repo::{RepoError, Repository, object_name, pack_name};
 use crate::seal::keys::Kind;
 
-use data::{DataRead, choose, read_packs};
+use choose::choose;
+use data::{DataRead, read_packs};
 use findings::{Findings, attribute};
 use structure::{Records, config_and_keys, dead, detail_of, follow, index, manifests, packs, records};
 
