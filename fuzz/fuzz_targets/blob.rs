@@ -23,7 +23,10 @@ fuzz_target!(|data: &[u8]| {
     let (bytes, wanted) = (bytes as usize, bytes as usize / 3 + 1);
     let (mut opener, mut front) = (Opener::default(), Vec::new());
     let in_part = opener.open_front(&keys, &contents, &sealed, bases, wanted, &mut front);
-    assert!(front.len() <= bytes && (in_part.is_err() || front.len() >= wanted), "what is wanted, and never more than there is");
+    assert!(
+        front.len() <= bytes && (in_part.is_err() || front.len() >= wanted),
+        "what is wanted, and never more than there is"
+    );
     let error = opener.open(&keys, &contents, &sealed, bases, &mut out).expect_err("no bytes have this name");
     assert!(out.len() <= bytes, "never more than the contents list");
     // Block by block zstd also refuses a block that is larger than the window, which it takes in a whole frame.

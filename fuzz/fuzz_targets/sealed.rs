@@ -8,7 +8,8 @@ use vault::seal::keys::Kind;
 fuzz_target!(|data: &[u8]| {
     let keys = vault_fuzz::keys();
     for kind in Kind::ALL {
-        let opened = open_box(&keys, kind, &NAMED_BY_HASH, data, &mut Vec::new()).is_ok() || open_object(&keys, kind, data).is_ok();
+        let opened = open_box(&keys, kind, &NAMED_BY_HASH, data, &mut Vec::new()).is_ok()
+            || open_object(&keys, kind, data).is_ok();
         assert!(!opened, "a forged {kind:?}");
     }
 });
