@@ -103,7 +103,8 @@ impl<'a> PackReader<'a> {
             let row = pack.row(entry);
             // Of a damaged pack what stands alone is opened as it came, to say what is wrong with it.
             let is_rested_on = || self.chains.is_some_and(|chains| chains.is_rested_on(blob));
-            if !row.contents.bases.is_empty() || (is_whole && (is_last || is_rested_on())) {
+            let may_wait = is_whole && sealed.is_some();
+            if !row.contents.bases.is_empty() || (may_wait && (is_last || is_rested_on())) {
                 read.later.push((blob, row));
                 continue;
             }
