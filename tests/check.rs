@@ -16,6 +16,7 @@ use vault::format::records::{Mark, encode_record};
 use vault::id::ObjectId;
 use vault::ops::check::{CheckOptions, FindingKind, ReadData, Status, check};
 use vault::ops::forget::{ForgetOptions, forget};
+use vault::ops::repair::{RepairOptions, RepairReport, repair_index};
 use vault::progress::Progress;
 use vault::repo::{Repository, pack_name};
 use vault::seal::keys::Kind;
@@ -24,6 +25,11 @@ const MB: usize = 1 << 20;
 
 fn run(repo: &Arc<Repository>, read_data: ReadData) -> vault::ops::check::CheckReport {
     check(repo, &check_options(read_data), &Progress::default()).unwrap()
+}
+
+fn repair(repo: &Arc<Repository>, dry_run: bool) -> RepairReport {
+    let options = RepairOptions { host: "h".into(), now: Timestamp::now(), dry_run };
+    repair_index(repo, &options, &Progress::default()).unwrap()
 }
 
 /// Two backups that share one item; each in packs of its own.
@@ -134,9 +140,7 @@ fn a_blob_at_fault_in_a_pack_that_hashes_to_its_name_is_found_wherever_it_stands
         lab.store.overwrite(&spoiled, bytes);
         let replaced = lab.names("index/").into_iter().chain([pack_name(&pack)]);
         replaced.for_each(|name| assert!(lab.store.delete(&name).unwrap()));
-        let repo = lab.open_cold("b");
-        let options = vault::ops::repair::RepairOptions { host: "h".into(), now: Timestamp::now(), dry_run: false };
-        vault::ops::repair::repair_index(&repo, &options, &Progress::default()).unwrap();
+        repair(&lab.open_cold("b"), false);
         assert_eq!(run(&lab.open_cold("c"), ReadData::None).status, Status::Clean);
         // One thread opens the blobs of the first packs as they come, and those of the last two after them.
         let options = CheckOptions { threads: 1, ..check_options(ReadData::All) };
@@ -367,7 +371,6 @@ fn garbage_is_counted_and_is_no_damage() {
 
 #[test]
 fn the_index_comes_back_from_the_packs_alone() {
-    let options = |dry_run| vault::ops::repair::RepairOptions { host: "h".into(), now: Timestamp::now(), dry_run };
     for harm in ["all gone", "all damaged", "none"] {
         let lab = Lab::new();
         let made = two_backups(&lab);
@@ -380,9 +383,9 @@ fn the_index_comes_back_from_the_packs_alone() {
         }
         let repo = lab.open_cold("b");
         let before = lab.store.names();
-        let plan = vault::ops::repair::repair_index(&repo, &options(true), &Progress::default()).unwrap();
+        let plan = repair(&repo, true);
         assert_eq!(lab.store.names(), before, "a dry run changes nothing");
-        let report = vault::ops::repair::repair_index(&repo, &options(false), &Progress::default()).unwrap();
+        let report = repair(&repo, false);
         assert_eq!((report.packs, plan.packs), (2, 2));
         assert!(lab.names("packs/").len() == 2 && lab.names("snapshots/").len() == 2, "repair deletes nothing");
         assert_whole(&lab, &made.each_ref().map(|(id, items)| (*id, items)));
@@ -404,8 +407,7 @@ fn repair_lists_a_pack_with_a_damaged_directory_as_the_old_index_did() {
         bytes[at] ^= 1;
     });
     let repo = lab.open("b");
-    let options = vault::ops::repair::RepairOptions { host: "h".into(), now: Timestamp::now(), dry_run: false };
-    let report = vault::ops::repair::repair_index(&repo, &options, &Progress::default()).unwrap();
+    let report = repair(&repo, false);
     assert_eq!((report.packs, report.packs_by_old_index), (1, vec![first]));
     for (id, items) in &made {
         assert!(restore(&lab.open("c"), id).unwrap() == *items);
