@@ -25,11 +25,13 @@
 //! [`BUSY_WINDOWS`] that wait (up to [`NEIGHBOUR_WINDOWS`] in all for one that takes longer), and for each step of a chain of
 //! blobs the bases of one, up to [`BASE_BYTES_MAX`]; and [`FORESEEN_ENTRIES`] of the plan: 125 MB for a restore at the end of
 //! chains of eight, 77 MB without chains. Of a far store (S3) come [`FETCHED_BYTES`] as stored, what is on its way included. A
-//! check holds a pack a thread beside that, and of a far store the next one, in pieces ([`CHECKED_PIECE_BYTES`]). A backup that compresses against an older one reads with one opener: 140 MB in all.
+//! check holds a pack a thread beside that, and of a far store the next one, in pieces ([`CHECKED_PIECE_BYTES`]). A backup that
+//! compresses against an older one reads with one opener: 140 MB in all.
 //!
 //! `prune`, `check`, `stats` and `diff` hold, beside what a restore does, the tables of all chunks: 16 bytes for each of at
 //! most [`HELD_ROWS_IN_MEMORY`] chunks and as many bases (beyond that in a temporary file), and for [`LOOKED_UP_TOGETHER`]
-//! chunks (8 MiB, and 32 MiB); a few bits a chunk, 24 to 40 bytes a blob, 300 a pack: 40 MB for 20 million chunks in 16 MiB packs.
+//! chunks (8 MiB, and 32 MiB); a few bits a chunk, 24 to 40 bytes a blob, 300 a pack: 40 MB for 20 million chunks in 16 MiB
+//! packs.
 
 /// Smallest, normal and largest chunk in bytes of the standard geometry (format-spec/chunking.md).
 pub const CHUNK_BYTES_MIN_STD: u32 = 16 << 10;
