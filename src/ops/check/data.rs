@@ -52,14 +52,11 @@ pub(super) fn read_packs(
     let threads = options.threads.clamp(1, chosen.len().max(1));
     let local = ReadPacks::of(repo, holdings);
     let packs = local.as_ref().map(|local| local.packs.clone());
-    let is_chained =
-        |&number: &usize| holdings.packs[number].blobs.clone().any(|blob| holdings.blobs[blob as usize].depth > 0);
-    let chains = if chosen.iter().any(is_chained) { Some(Chains::of(holdings, |_| true)?) } else { None };
     let run = Run {
         repo,
         holdings,
         bases: Reader::new(repo.clone(), threads, Progress::default()).with_local_packs(packs),
-        chains,
+        chains: Chains::of(holdings, |_| true)?,
         local,
         threads,
         ends: options.max_duration.map(|most| Instant::now() + most),
@@ -105,8 +102,7 @@ struct Run<'a> {
     holdings: &'a Holdings,
     /// For blobs that rest on others. All threads share it, and the blobs that it keeps.
     bases: Reader,
-    /// None if no blob rests on another.
-    chains: Option<Chains>,
+    chains: Chains,
     local: Option<ReadPacks>,
     threads: usize,
     ends: Option<Instant>,
@@ -126,7 +122,7 @@ impl Run<'_> {
     ) -> Result<(), PipelineError> {
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let work = || {
-            let mut reader = PackReader::new(self.repo, self.holdings, self.chains.as_ref(), self.local.as_ref());
+            let mut reader = PackReader::new(self.repo, self.holdings, &self.chains, self.local.as_ref());
             while !failed.load(Relaxed) {
                 match work(&mut reader, next.fetch_add(1, Relaxed)) {
                     Ok(true) => {}
@@ -235,11 +231,10 @@ impl Run<'_> {
 
     /// Opens the blobs of a batch that reading left.
     fn open_later(&self, batch: &mut [PackRead]) -> Result<(), PipelineError> {
-        let path_to = |blob| self.chains.as_ref().map_or_else(|| vec![blob], |chains| chains.path(blob));
         let mut waiting: Vec<Waiting> = Vec::new();
         for (place, pack) in batch.iter_mut().enumerate() {
             self.progress.add_items(u64::from(!pack.later.is_empty()));
-            waiting.extend(pack.later.drain(..).map(|(blob, row)| (path_to(blob), place, row)));
+            waiting.extend(pack.later.drain(..).map(|(blob, row)| (self.chains.path(blob), place, row)));
         }
         waiting.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
         let runs = in_runs(&waiting, self.threads);

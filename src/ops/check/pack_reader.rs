@@ -49,8 +49,7 @@ impl PackRead {
 pub(super) struct PackReader<'a> {
     repo: &'a Repository,
     holdings: &'a Holdings,
-    /// None if no blob rests on another.
-    chains: Option<&'a Chains>,
+    chains: &'a Chains,
     local: Option<&'a ReadPacks>,
     pub(super) opener: Opener,
     plaintext: Vec<u8>,
@@ -60,7 +59,7 @@ impl<'a> PackReader<'a> {
     pub(super) fn new(
         repo: &'a Repository,
         holdings: &'a Holdings,
-        chains: Option<&'a Chains>,
+        chains: &'a Chains,
         local: Option<&'a ReadPacks>,
     ) -> Self {
         Self { repo, holdings, chains, local, opener: Opener::default(), plaintext: Vec::new() }
@@ -102,9 +101,8 @@ impl<'a> PackReader<'a> {
             let sealed = bytes.get(entry.offset as usize..entry.offset as usize + entry.stored as usize);
             let row = pack.row(entry);
             // Of a damaged pack what stands alone is opened as it came, to say what is wrong with it.
-            let is_rested_on = || self.chains.is_some_and(|chains| chains.is_rested_on(blob));
             let may_wait = is_whole && sealed.is_some();
-            if !row.contents.bases.is_empty() || (may_wait && (is_last || is_rested_on())) {
+            if !row.contents.bases.is_empty() || (may_wait && (is_last || self.chains.is_rested_on(blob))) {
                 read.later.push((blob, row));
                 continue;
             }

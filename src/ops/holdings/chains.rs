@@ -1,13 +1,16 @@
 //! In which order to open blobs that rest on others, so that each is opened once.
 
 use super::Holdings;
+use super::bits::Bits;
 use crate::limits::DELTA_DEPTH_MAX;
 use crate::repo::RepoError;
 
-/// For each blob the deepest one that holds a base of it; itself if it has none, or if nobody asked.
+/// Which blobs rest on which.
 pub struct Chains {
+    /// For each blob the deepest one that holds a base of it; itself if it has none, or if nobody asked.
     rests_on: Vec<u32>,
-    is_rested_on: Vec<bool>,
+    /// The blobs that stand there for another.
+    rested_on: Bits,
 }
 
 impl Chains {
@@ -25,16 +28,16 @@ impl Chains {
             }
             Ok(())
         })?;
-        let mut is_rested_on = vec![false; rests_on.len()];
-        for (&on, blob) in rests_on.iter().zip(0_u32..) {
-            is_rested_on[on as usize] |= on != blob;
+        let mut rested_on = Bits::new(rests_on.len());
+        for (&on, _) in rests_on.iter().zip(0..).filter(|&(&on, blob)| on != blob) {
+            rested_on.set(on as usize);
         }
-        Ok(Self { rests_on, is_rested_on })
+        Ok(Self { rests_on, rested_on })
     }
 
     /// Whether a blob is the deepest one that another rests on.
     pub fn is_rested_on(&self, blob: u32) -> bool {
-        self.is_rested_on[blob as usize]
+        self.rested_on.get(blob as usize)
     }
 
     /// The blobs that lead to a blob, from the one that stands alone on. In the order of these, a blob comes right after
