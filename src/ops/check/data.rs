@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::CheckOptions;
 use super::pack_reader::{BadPack, PackRead, PackReader};
@@ -62,25 +62,17 @@ pub(super) fn read_packs(
         ends: options.max_duration.map(|most| Instant::now() + most),
         progress,
     };
-    let (mut read, mut verified) = (DataRead::default(), Vec::new());
-    let mut left = chosen;
-    while !left.is_empty() && !run.is_over() {
-        let mut batch = run.read_batch(left)?;
-        left = &left[batch.len()..];
-        run.open_later(&mut batch)?;
-        for pack in batch {
-            let held = &holdings.packs[pack.number];
-            read.packs += 1;
-            read.bytes += u64::from(held.bytes);
-            read.plaintext += pack.plaintext_bytes;
-            match pack.finish(held.blobs.len()) {
-                Some(bad) => read.bad.push(bad),
-                None => verified.push(held.id),
-            }
-        }
-        repo.index.set_verified(&verified, options.now.as_second());
-        verified.clear();
-    }
+    let mut read = std::thread::scope(|scope| {
+        let (send, fetched) = bounded(0);
+        let supply = if repo.backend.properties().is_far() {
+            scope.spawn(|| run.fetch_packs(chosen, send));
+            Supply::Far(fetched)
+        } else {
+            Supply::Near(AtomicUsize::new(0))
+        };
+        // When it is dropped, who fetches stops.
+        run.read_all(chosen, supply, options.now.as_second())
+    })?;
     if progress.is_cancelled() {
         return Err(Cancelled.into());
     }
@@ -88,11 +80,18 @@ pub(super) fn read_packs(
     Ok(read)
 }
 
-/// A pack that is to be read: its place among those that are left, its number, its bytes or why they cannot be had.
+/// A pack that is to be read: its place among those that were chosen, and its bytes or why they cannot be had.
 struct Fetched {
     at: usize,
-    number: usize,
     bytes: Result<Bytes, RepoError>,
+}
+
+/// Where the chosen packs come from, one after the other.
+enum Supply {
+    /// Whoever reads one gets it: the place of the next.
+    Near(AtomicUsize),
+    /// They are fetched beforehand, also while others are opened.
+    Far(Receiver<Fetched>),
 }
 
 /// A run over packs. First they are read whole, as many as leave so many blobs of chains; then these are opened, chain by
@@ -141,87 +140,96 @@ impl Run<'_> {
         })
     }
 
-    /// Reads the first packs of `left`, in order.
-    fn read_batch(&self, left: &[usize]) -> Result<Vec<PackRead>, PipelineError> {
-        let done: Mutex<Vec<(usize, PackRead)>> = Mutex::default();
-        let later = AtomicUsize::new(0);
-        let claim = |at: usize| {
-            let is_full = at >= PACKS_TOGETHER || later.load(Relaxed) >= CHAINED_BLOBS_TOGETHER;
-            left.get(at).copied().filter(|_| !is_full && !self.is_over())
-        };
-        let is_far = self.repo.backend.properties().is_far();
-        // A far store would be asked for them a second time.
-        let last = if is_far && self.local.is_none() { 0 } else { LAST_PACKS_EACH * self.threads };
-        std::thread::scope(|scope| {
-            let (send, fetched) = bounded(0);
-            if is_far {
-                scope.spawn(move || self.fetch_packs(left, claim, &send));
+    /// Reads all packs, batch after batch.
+    fn read_all(&self, chosen: &[usize], supply: Supply, now: i64) -> Result<DataRead, PipelineError> {
+        let (mut read, mut verified) = (DataRead::default(), Vec::new());
+        loop {
+            let mut batch = self.read_batch(chosen, &supply)?;
+            if batch.is_empty() {
+                return Ok(read);
             }
-            let read = self.side_by_side(|reader, at| {
-                let get = |number| self.repo.backend.get(&self.name_of(number), None).map_err(RepoError::from);
-                let next = if is_far {
-                    fetched.recv().ok()
-                } else {
-                    claim(at).map(|number| Fetched { at, number, bytes: get(number) })
-                };
-                let Some(Fetched { at, number, bytes }) = next else { return Ok(false) };
-                let pack = reader.read(number, bytes, left.len() - at <= last)?;
-                let waiting: u64 = pack.later.iter().map(|(_, row)| u64::from(row.stored)).sum();
-                later.fetch_add(pack.later.len(), Relaxed);
-                self.progress.add_bytes(u64::from(self.holdings.packs[number].bytes).saturating_sub(waiting));
-                self.progress.add_items(u64::from(pack.later.is_empty()));
-                done.lock().expect("no code panics while it holds this lock").push((at, pack));
-                Ok(true)
-            });
-            // Who fetches stops when nobody takes what comes.
-            drop(fetched);
-            read
-        })?;
-        let mut done = done.into_inner().expect("no code panics while it holds this lock");
-        done.sort_by_key(|(at, _)| *at);
-        // What was taken up was the beginning: what comes after a gap is read again.
-        let whole = done.iter().zip(0..).take_while(|((at, _), place)| at == place).count();
-        done.truncate(whole);
-        Ok(done.into_iter().map(|(_, pack)| pack).collect())
+            self.open_later(&mut batch)?;
+            for pack in batch {
+                let held = &self.holdings.packs[pack.number];
+                read.packs += 1;
+                read.bytes += u64::from(held.bytes);
+                read.plaintext += pack.plaintext_bytes;
+                match pack.finish(held.blobs.len()) {
+                    Some(bad) => read.bad.push(bad),
+                    None => verified.push(held.id),
+                }
+            }
+            self.repo.index.set_verified(&verified, now);
+            verified.clear();
+        }
     }
 
-    /// Fetches packs of a far store in pieces, so that the next are on their way while the ones before are opened. Ends when a
-    /// pack is not to be read, or when nobody takes one.
-    fn fetch_packs(&self, left: &[usize], claim: impl Fn(usize) -> Option<usize>, send: &Sender<Fetched>) {
-        let bytes_of = |number: usize| self.holdings.packs[number].bytes;
-        let pieces: Vec<(usize, Range<u32>)> = left
-            .iter()
-            .take(PACKS_TOGETHER)
-            .enumerate()
-            .flat_map(|(at, &number)| {
-                let bytes = bytes_of(number);
-                let starts = (0..bytes.max(1)).step_by(CHECKED_PIECE_BYTES as usize);
-                starts.map(move |start| (at, start..bytes.min(start + CHECKED_PIECE_BYTES)))
-            })
-            .collect();
+    /// Reads the next packs: none if all have been read, or no more are to be.
+    fn read_batch(&self, chosen: &[usize], supply: &Supply) -> Result<Vec<PackRead>, PipelineError> {
+        let done: Mutex<Vec<PackRead>> = Mutex::default();
+        let (taken, later) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        // A far store would be asked for them a second time.
+        let is_asked_again = matches!(supply, Supply::Far(_)) && self.local.is_none();
+        let last = if is_asked_again { 0 } else { LAST_PACKS_EACH * self.threads };
+        self.side_by_side(|reader, _| {
+            let is_full =
+                later.load(Relaxed) >= CHAINED_BLOBS_TOGETHER || taken.fetch_add(1, Relaxed) >= PACKS_TOGETHER;
+            let next = if is_full || self.is_over() { None } else { self.next(chosen, supply) };
+            let Some(Fetched { at, bytes }) = next else { return Ok(false) };
+            let number = chosen[at];
+            let pack = reader.read(number, bytes, chosen.len() - at <= last)?;
+            let waiting: u64 = pack.later.iter().map(|(_, row)| u64::from(row.stored)).sum();
+            later.fetch_add(pack.later.len(), Relaxed);
+            self.progress.add_bytes(u64::from(self.holdings.packs[number].bytes).saturating_sub(waiting));
+            self.progress.add_items(u64::from(pack.later.is_empty()));
+            done.lock().expect("no code panics while it holds this lock").push(pack);
+            Ok(true)
+        })?;
+        Ok(done.into_inner().expect("no code panics while it holds this lock"))
+    }
+
+    fn next(&self, chosen: &[usize], supply: &Supply) -> Option<Fetched> {
+        match supply {
+            Supply::Near(next) => {
+                let at = next.fetch_add(1, Relaxed);
+                let name = self.name_of(*chosen.get(at)?);
+                Some(Fetched { at, bytes: self.repo.backend.get(&name, None).map_err(RepoError::from) })
+            }
+            Supply::Far(fetched) => fetched.recv().ok(),
+        }
+    }
+
+    /// Fetches packs of a far store in pieces, so that the next are on their way while the ones before are opened. Ends when
+    /// nobody takes one.
+    fn fetch_packs(&self, chosen: &[usize], send: Sender<Fetched>) {
+        let bytes_of = |at: usize| self.holdings.packs[chosen[at]].bytes;
+        let pieces_of = |at: usize| {
+            let bytes = bytes_of(at);
+            let starts = (0..bytes.max(1)).step_by(CHECKED_PIECE_BYTES as usize);
+            starts.map(move |start| (at, start..bytes.min(start + CHECKED_PIECE_BYTES)))
+        };
+        let pieces: Vec<(usize, Range<u32>)> = (0..chosen.len()).flat_map(pieces_of).collect();
         let backend = &self.repo.backend;
         let get = |(at, range): &(usize, Range<u32>)| {
-            let piece = backend.get(&self.name_of(left[*at]), Some(u64::from(range.start)..u64::from(range.end)));
-            piece.map_err(RepoError::from)
+            let range = u64::from(range.start)..u64::from(range.end);
+            backend.get(&self.name_of(chosen[*at]), Some(range)).map_err(RepoError::from)
         };
         let mut pack = Ok(Vec::new());
         // An error only ends it.
         let _ = in_order(backend.properties().parallel_requests, &pieces, get, |(at, range), piece| {
-            let number = left[*at];
             if range.start == 0 {
-                claim(*at).ok_or(())?;
-                pack = Ok(Vec::with_capacity(bytes_of(number) as usize));
+                pack = Ok(Vec::with_capacity(bytes_of(*at) as usize));
             }
             match (&mut pack, piece) {
                 (Ok(pack), Ok(piece)) => pack.extend_from_slice(&piece),
                 (Ok(_), Err(error)) => pack = Err(error),
                 (Err(_), _) => {}
             }
-            if range.end < bytes_of(number) {
+            if range.end < bytes_of(*at) {
                 return Ok(());
             }
             let bytes = std::mem::replace(&mut pack, Ok(Vec::new())).map(Bytes::from);
-            send.send(Fetched { at: *at, number, bytes }).map_err(|_| ())
+            send.send(Fetched { at: *at, bytes }).map_err(|_| ())
         });
     }
 
