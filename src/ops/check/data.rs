@@ -167,13 +167,12 @@ impl Run<'_> {
     /// Reads the next packs: none if all have been read, or no more are to be.
     fn read_batch(&self, chosen: &[usize], supply: &Supply) -> Result<Vec<PackRead>, PipelineError> {
         let done: Mutex<Vec<PackRead>> = Mutex::default();
-        let (taken, later) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let later = AtomicUsize::new(0);
         // A far store would be asked for them a second time.
         let is_asked_again = matches!(supply, Supply::Far(_)) && self.local.is_none();
         let last = if is_asked_again { 0 } else { LAST_PACKS_EACH * self.threads };
-        self.side_by_side(|reader, _| {
-            let is_full =
-                later.load(Relaxed) >= CHAINED_BLOBS_TOGETHER || taken.fetch_add(1, Relaxed) >= PACKS_TOGETHER;
+        self.side_by_side(|reader, turn| {
+            let is_full = turn >= PACKS_TOGETHER || later.load(Relaxed) >= CHAINED_BLOBS_TOGETHER;
             let next = if is_full || self.is_over() { None } else { self.next(chosen, supply) };
             let Some(Fetched { at, bytes }) = next else { return Ok(false) };
             let number = chosen[at];
