@@ -66,6 +66,10 @@ pub const DELTA_DEPTH_STD: u8 = 8;
 /// Chunks of an item's earlier version that are known at a time, behind and ahead of the place being written.
 pub const EARLIER_CHUNKS_BEHIND: usize = 1024;
 pub const EARLIER_CHUNKS_AHEAD: usize = 2048;
+/// All of it is passed over once more where the stream goes on elsewhere: so many chunks, and so many for each chunk of the
+/// stream, then no more.
+pub const EARLIER_SCAN_FREE: u64 = 64 << 10;
+pub const EARLIER_SCANS_PER_CHUNK: u64 = 4;
 /// Items of the parent snapshot in which bases are looked for: not smaller than this, and no more of them.
 pub const EARLIER_ITEM_BYTES_MIN: u64 = 64 << 10;
 pub const EARLIER_ITEMS_MAX: usize = 20_000;

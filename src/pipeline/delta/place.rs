@@ -29,7 +29,7 @@ const SCORE_SURE: i32 = 24;
 const LENGTH_SHARE: u32 = 64;
 /// Below this nobody knows where the stream is.
 const TRUST_MIN: i32 = 6;
-/// To begin with, both versions are at their beginning.
+/// To begin with, both versions are at their beginning, or where chunks that are stored were found.
 const TRUST_FIRST: i32 = 16;
 
 /// A cut point of the new version is the end of an earlier chunk.
@@ -66,11 +66,16 @@ pub struct Place {
 
 impl Default for Place {
     fn default() -> Self {
-        Self { drift: 0, trust: TRUST_FIRST, recent: VecDeque::new() }
+        Self::at(0)
     }
 }
 
 impl Place {
+    /// `drift` bytes farther on in the earlier version than in the new one.
+    pub fn at(drift: i64) -> Self {
+        Self { drift, trust: TRUST_FIRST, recent: VecDeque::new() }
+    }
+
     /// The byte of the earlier version that byte `at` of the new one should be.
     pub fn expected(&self, at: u64) -> u64 {
         at.saturating_add_signed(self.drift)

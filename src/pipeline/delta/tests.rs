@@ -1,14 +1,16 @@
 //! Histories of cut points: what is found is compared with what the chunks were made of.
 
-use crossbeam_channel::unbounded;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::earlier::Earlier;
-use super::place::Place;
-use super::window::Window;
 use crate::format::manifest::ChunkEntry;
 use crate::id::ChunkId;
 
 const CHUNK_BYTES_MAX: u64 = 256 << 10;
+/// The name of every chunk that nobody has.
+const NEW: ChunkId = ChunkId([0xff; 32]);
 
 /// Numbers as good as random (SplitMix64: Steele, Lea and Flood, OOPSLA 2014).
 pub struct Numbers(pub u64);
@@ -52,9 +54,8 @@ pub fn entries(lengths: &[u64]) -> Vec<ChunkEntry> {
 }
 
 fn walk(earlier: &[ChunkEntry]) -> Earlier {
-    let (send, batches) = unbounded();
-    earlier.chunks(256).for_each(|batch| send.send(batch.to_vec()).unwrap());
-    Earlier { window: Window::new(batches), place: Place::default() }
+    let earlier = earlier.to_vec();
+    Earlier::walked(Arc::new(move |each| earlier.iter().try_for_each(|entry| each(*entry))))
 }
 
 /// Changes scattered over all chunks: one cut point in `lost_one_in` is lost, and each chunk loses about one byte in
@@ -83,16 +84,11 @@ fn share_found(earlier: &[u64], made: &[Made]) -> f64 {
     let mut walked = walk(&earlier);
     let (mut at, mut possible, mut found) = (0, 0, 0);
     for chunk in made {
-        let bytes = u32::try_from(chunk.bytes).unwrap();
-        if chunk.is_same {
-            walked.anchor(&id(chunk.of[0]), at, bytes);
-        } else {
-            let bases = walked.bases(at, bytes);
-            if !chunk.of.is_empty() {
-                possible += chunk.bytes;
-                found +=
-                    chunk.bytes * u64::from(chunk.of.iter().all(|number| bases.contains(&earlier[*number as usize])));
-            }
+        let id = if chunk.is_same { id(chunk.of[0]) } else { NEW };
+        let bases = walked.follow(&ChunkEntry { id, bytes: u32::try_from(chunk.bytes).unwrap() }, at, chunk.is_same);
+        if !chunk.is_same && !chunk.of.is_empty() {
+            possible += chunk.bytes;
+            found += chunk.bytes * u64::from(chunk.of.iter().all(|number| bases.contains(&earlier[*number as usize])));
         }
         at += chunk.bytes;
     }
@@ -153,6 +149,56 @@ fn what_is_put_in_or_taken_out_is_stepped_over() {
     assert!(share > 0.9, "{share}");
 }
 
+/// As scattered changes, of which two in three chunks saw none.
+fn changed_here_and_there(lengths: &[u64], numbers: &mut Numbers) -> Vec<Made> {
+    let mut made = scattered(lengths, numbers, 40, 1 << 40);
+    for chunk in made.iter_mut().filter(|chunk| chunk.of.len() == 1) {
+        chunk.is_same = numbers.below(3) > 0;
+    }
+    made
+}
+
+#[test]
+fn what_is_farther_away_than_the_window_reaches_is_found_by_what_is_stored_of_it() {
+    let share = least(|numbers| {
+        let earlier = lengths(numbers, 12_000);
+        let mut made = changed_here_and_there(&earlier, numbers);
+        let tail = made.split_off(8000);
+        // Its order is another, or most of what came before it is gone.
+        if numbers.below(2) == 0 {
+            made.splice(0..0, tail);
+        } else {
+            made.truncate(2000);
+            made.extend(tail);
+        }
+        (earlier, made)
+    });
+    assert!(share > 0.95, "{share}");
+}
+
+#[test]
+fn for_what_stands_nowhere_an_earlier_version_is_not_read_again_and_again() {
+    let numbers = &mut Numbers(1);
+    let earlier: Arc<[ChunkEntry]> = entries(&lengths(numbers, 10_000)).into();
+    let passed = Arc::<AtomicU64>::default();
+    let (list, counted) = (earlier.clone(), passed.clone());
+    let mut walked = Earlier::walked(Arc::new(move |each| {
+        list.iter().try_for_each(|entry| {
+            counted.fetch_add(1, Relaxed);
+            each(*entry)
+        })
+    }));
+    // Stored, but by another item.
+    let strangers = (0..40_000).map(|number| ChunkEntry { id: id(1_000_000 + number), bytes: 50_000 });
+    let mut at = 0;
+    for stranger in strangers {
+        walked.follow(&stranger, at, true);
+        at += u64::from(stranger.bytes);
+    }
+    let (passed, all) = (passed.load(Relaxed), earlier.len() as u64);
+    assert!((2 * all..16 * all).contains(&passed), "{passed} chunks of {all}");
+}
+
 #[test]
 fn a_copy_of_the_same_text_farther_on_leads_nobody_astray() {
     let share = least(|numbers| {
@@ -192,9 +238,9 @@ fn a_stranger_has_no_bases_for_long() {
         let mut walked = walk(&entries(&lengths(&mut numbers, 2000)));
         let (mut at, mut with) = (0, 0);
         for _ in 0..2000 {
-            let bytes = u32::try_from(numbers.length()).unwrap();
-            with += usize::from(!walked.bases(at, bytes).is_empty());
-            at += u64::from(bytes);
+            let new = ChunkEntry { id: NEW, bytes: u32::try_from(numbers.length()).unwrap() };
+            with += usize::from(!walked.follow(&new, at, false).is_empty());
+            at += u64::from(new.bytes);
         }
         assert!(with < 400, "{with} of 2,000 chunks that have nothing in common had bases");
     }

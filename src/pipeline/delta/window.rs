@@ -41,9 +41,10 @@ pub struct Window {
 }
 
 impl Window {
-    /// An empty batch, or a closed channel, is the end of the list.
-    pub fn new(batches: Receiver<Vec<ChunkEntry>>) -> Self {
-        Self { batches, chunks: VecDeque::new(), first: 0, numbers: HashMap::new(), end: 0, at_end: false }
+    /// The first chunk to come has the number `first` and starts at byte `start`. An empty batch, or a closed channel, is the end
+    /// of the list.
+    pub fn new(batches: Receiver<Vec<ChunkEntry>>, first: u64, start: u64) -> Self {
+        Self { batches, chunks: VecDeque::new(), first, numbers: HashMap::new(), end: start, at_end: false }
     }
 
     /// The chunk of a number, if it is in the window.

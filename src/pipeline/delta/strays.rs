@@ -1,0 +1,169 @@
+//! Chunks that are stored and stand nowhere near: where they stand in the earlier version the stream goes on, if what was between
+//! is gone, or comes in another order.
+
+use std::collections::VecDeque;
+
+use crate::format::manifest::ChunkEntry;
+use crate::limits::{EARLIER_SCAN_FREE, EARLIER_SCANS_PER_CHUNK};
+
+/// With so many strays, and nothing near between them, the earlier version is scanned for them.
+const STRAYS_MIN: usize = 8;
+/// So many of them must stand where the same drift leads.
+const AGREE_MIN: usize = 4;
+/// Drifts that differ by no more than this are the same: between strays rows came and went.
+const DRIFT_DIFFERS_MAX: u64 = 256 << 10;
+/// Of one that stands at many places, as pages of zeros do, so many are looked at.
+const HITS_MAX: usize = 16;
+
+/// A chunk of the new version, at a byte, that is stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Stray {
+    pub entry: ChunkEntry,
+    pub at: u64,
+}
+
+/// Where strays stand.
+#[derive(Debug)]
+pub struct Way {
+    /// The first of the earlier chunks that were found, and the byte at which it starts.
+    pub number: u64,
+    pub start: u64,
+    /// Place in the earlier version minus place in the new one.
+    pub drift: i64,
+}
+
+/// The last strays, and when to scan for them.
+pub struct Strays {
+    last: VecDeque<Stray>,
+    /// Strays since a stored chunk was near.
+    run: usize,
+    /// So many it takes to scan. Twice as many after each scan in vain: what is stored may be another item's.
+    wanted: usize,
+    /// Chunks of the new version so far, and of the earlier one that scans have passed.
+    followed: u64,
+    scanned: u64,
+}
+
+/// A stray, by its place in `last`, and where it was found.
+struct Hit {
+    stray: usize,
+    number: u64,
+    start: u64,
+    drift: i64,
+}
+
+impl Default for Strays {
+    fn default() -> Self {
+        Self { last: VecDeque::new(), run: 0, wanted: STRAYS_MIN, followed: 0, scanned: 0 }
+    }
+}
+
+impl Strays {
+    /// A chunk of the new version has passed.
+    pub fn follow(&mut self) {
+        self.followed += 1;
+    }
+
+    /// The stream is where its earlier version was thought to be.
+    pub fn clear(&mut self) {
+        self.last.clear();
+        self.run = 0;
+    }
+
+    /// Notes a chunk that is stored and stands nowhere near. Says whether the earlier version is to be scanned now.
+    pub fn note(&mut self, stray: Stray) -> bool {
+        // One that comes again and again says nothing.
+        if self.last.iter().any(|last| last.entry == stray.entry) {
+            return false;
+        }
+        if self.last.len() == STRAYS_MIN {
+            self.last.pop_front();
+        }
+        self.last.push_back(stray);
+        self.run += 1;
+        self.run >= self.wanted && self.scanned <= EARLIER_SCAN_FREE + self.followed * EARLIER_SCANS_PER_CHUNK
+    }
+
+    /// The last ones, in order.
+    pub fn last(&self) -> impl Iterator<Item = Stray> {
+        self.last.iter().copied()
+    }
+
+    /// Finds where most of the last strays stand. `scan` calls with every chunk of the earlier version, in order.
+    pub fn find(&mut self, scan: impl FnOnce(&mut dyn FnMut(&ChunkEntry))) -> Option<Way> {
+        let (mut number, mut start) = (0, 0u64);
+        let mut hits: Vec<Hit> = Vec::new();
+        let last = &self.last;
+        scan(&mut |entry| {
+            if let Some(stray) = last.iter().position(|stray| stray.entry == *entry) {
+                let drift = start.cast_signed() - last[stray].at.cast_signed();
+                if hits.iter().filter(|hit| hit.stray == stray).count() < HITS_MAX {
+                    hits.push(Hit { stray, number, start, drift });
+                }
+            }
+            number += 1;
+            start += u64::from(entry.bytes);
+        });
+        self.scanned += number;
+        let way = choose(&hits);
+        self.wanted = if way.is_some() { STRAYS_MIN } else { self.wanted.saturating_mul(2) };
+        self.run = 0;
+        way
+    }
+}
+
+/// The place that most of the strays agree on.
+fn choose(hits: &[Hit]) -> Option<Way> {
+    let agreeing = |one: &&Hit| -> usize {
+        let is_near = |hit: &&Hit| hit.drift.abs_diff(one.drift) <= DRIFT_DIFFERS_MAX;
+        let mut strays: Vec<_> = hits.iter().filter(is_near).map(|hit| hit.stray).collect();
+        strays.sort_unstable();
+        strays.dedup();
+        strays.len()
+    };
+    // Of places that agree as well, as copies of the same text do, the first.
+    let best = hits.iter().rev().max_by_key(agreeing).filter(|best| agreeing(best) >= AGREE_MIN)?;
+    let near = hits.iter().filter(|hit| hit.drift.abs_diff(best.drift) <= DRIFT_DIFFERS_MAX);
+    let first = near.clone().min_by_key(|hit| hit.number)?;
+    let last = near.max_by_key(|hit| hit.stray)?;
+    Some(Way { number: first.number, start: first.start, drift: last.drift })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::ChunkId;
+
+    fn entry(number: u8) -> ChunkEntry {
+        ChunkEntry { id: ChunkId([number; 32]), bytes: 1000 }
+    }
+
+    /// Where strays are found whose chunks follow each other from byte 100,000 on.
+    fn find(strays: &[u8], earlier: &[u8]) -> Option<(u64, u64, i64)> {
+        let mut noted = Strays::default();
+        let last =
+            (0..).zip(strays).map(|(at, number)| noted.note(Stray { entry: entry(*number), at: 100_000 + at * 1000 }));
+        assert!(last.last().unwrap_or_default(), "it is time to scan");
+        let way = noted.find(|each| earlier.iter().for_each(|number| each(&entry(*number))));
+        way.map(|way| (way.number, way.start, way.drift))
+    }
+
+    #[test]
+    fn the_way_goes_on_where_most_strays_stand() {
+        let strays = [1, 2, 3, 4, 5, 6, 7, 8];
+        assert_eq!(find(&strays, &[9, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9]), Some((2, 2000, -98_000)));
+        assert_eq!(find(&strays, &[9, 2, 3, 9, 9, 6, 7]), Some((1, 1000, -100_000)), "half of them do");
+        assert_eq!(find(&strays, &[1, 2, 9, 8]), None, "three may be there by accident");
+        let far = [0; 300];
+        assert_eq!(
+            find(&strays, &[&[2, 3, 4, 5][..], &far, &[2, 3, 4], &far, &strays].concat()),
+            Some((607, 607_000, 507_000))
+        );
+        assert_eq!(find(&strays, &[&strays[..], &far, &strays].concat()), Some((0, 0, -100_000)), "of two the first");
+        assert_eq!(
+            find(&strays, &[&[1; 500][..], &strays].concat()),
+            Some((501, 501_000, 400_000)),
+            "the one stands everywhere"
+        );
+    }
+}
