@@ -185,12 +185,14 @@ pub const FETCH_GAP_BYTES: u32 = 128 << 10;
 pub const PIECE_BYTES_MIN: u32 = 256 << 10;
 pub const PIECE_BYTES_MAX: u32 = 1 << 20;
 /// Bytes of packs, as stored, that a reader keeps of a far store beside what is on its way.
-pub const FETCHED_BYTES: usize = 12 << 20;
+pub const FETCHED_BYTES: usize = 24 << 20;
 /// A pack of a far store that is checked comes in pieces of so many bytes, several at once.
 pub const CHECKED_PIECE_BYTES: u32 = 4 << 20;
 /// Whoever reads a stream of a far store plans so many stored bytes ahead, and windows of two blobs; twice this is fetched or
-/// on its way, beside the windows that wait for an opener: less than [`FETCHED_BYTES`].
-pub const PLANNED_BYTES: usize = 3 << 20;
+/// on its way, beside the windows that wait for an opener: less than [`FETCHED_BYTES`]. What lies close together of it is one
+/// request, up to so many bytes: of a store on the same machine the work for each request is missed (docs/performance.md).
+pub const PLANNED_BYTES: usize = 8 << 20;
+pub const PLANNED_PIECE_BYTES: u32 = 4 << 20;
 pub const PLANNED_WINDOWS: usize = 128;
 /// Manifests and other small objects that are asked for, or deleted, at once.
 pub const SMALL_OBJECTS_AT_ONCE: usize = 16;

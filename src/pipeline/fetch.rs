@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::backend::BackendError;
 use crate::id::ObjectId;
-use crate::limits::{FETCH_GAP_BYTES, FETCHED_BYTES, PIECE_BYTES_MAX, PIECE_BYTES_MIN, RUNS_KEPT};
+use crate::limits::{FETCH_GAP_BYTES, FETCHED_BYTES, PIECE_BYTES_MAX, PIECE_BYTES_MIN, PLANNED_PIECE_BYTES, RUNS_KEPT};
 use crate::repo::index::BlobRow;
 use crate::repo::local_packs::LocalPacks;
 use crate::repo::{Repository, pack_name};
@@ -262,7 +262,7 @@ fn join(wanted: Vec<Extent>) -> Vec<Extent> {
             Some((first, piece))
                 if piece.pack == extent.pack
                     && extent.range.start <= piece.range.end.saturating_add(FETCH_GAP_BYTES)
-                    && extent.range.end.max(piece.range.end) - piece.range.start <= PIECE_BYTES_MAX =>
+                    && extent.range.end.max(piece.range.end) - piece.range.start <= PLANNED_PIECE_BYTES =>
             {
                 piece.range.end = piece.range.end.max(extent.range.end);
                 *first = turn.min(*first);
@@ -349,7 +349,7 @@ mod tests {
         ];
         let expected = [extent(2, 0..600), extent(1, 1000..2500 + gap), extent(1, 2501 + 2 * gap..2600 + 2 * gap)];
         assert_eq!(join(wanted), expected);
-        let half = PIECE_BYTES_MAX / 2;
+        let half = PLANNED_PIECE_BYTES / 2;
         let three: Vec<_> = (0..3).map(|number| extent(1, number * half..(number + 1) * half)).collect();
         assert_eq!(
             join(three),
