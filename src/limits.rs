@@ -24,9 +24,9 @@
 //! Whoever reads holds [`OPENED_BYTES`] of opened blobs for each opener, a window of two blobs that is being opened,
 //! [`BUSY_WINDOWS`] that wait (up to [`NEIGHBOUR_WINDOWS`] in all for one that takes longer), and for each step of a chain of
 //! blobs the bases of one, up to [`BASE_BYTES_MAX`]; and [`FORESEEN_ENTRIES`] of the plan: 125 MB for a restore at the end of
-//! chains of eight, 77 MB without chains. Of a far store (S3) come [`FETCHED_BYTES`] as stored, what is on its way included. A
-//! check holds a pack a thread beside that, and of a far store the next one, in pieces ([`CHECKED_PIECE_BYTES`]). A backup that
-//! compresses against an older one reads with one opener: 140 MB in all.
+//! chains of eight, 77 MB without chains. Of a far store (S3) come [`FETCHED_BYTES`] as stored, what is on its way included:
+//! 147 MB. A check holds a pack a thread beside that, and of a far store the next one, in pieces ([`CHECKED_PIECE_BYTES`]). A
+//! backup that compresses against an older one reads with one opener: 140 MB in all.
 //!
 //! `prune`, `check`, `stats` and `diff` hold, beside what a restore does, the tables of all chunks: 16 bytes for each of at
 //! most [`HELD_ROWS_IN_MEMORY`] chunks and as many bases (beyond that in a temporary file), and for [`LOOKED_UP_TOGETHER`]
