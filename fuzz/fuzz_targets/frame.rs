@@ -11,7 +11,7 @@ fuzz_target!(|data: &[u8]| {
     let (keys, length) = (vault_fuzz::keys(), u32::from_le_bytes(*length) as usize % (RAW_BYTES_MAX + 1));
     let mut sealed = Vec::new();
     seal_box(&keys, Kind::Index, &NAMED_BY_HASH, Compression::Zstd, length, frame, &[0; 32], &mut sealed);
-    if let Ok(plaintext) = open_object(&keys, Kind::Index, &sealed) {
+    if let Ok(plaintext) = open_object(&keys, Kind::Index, &sealed[..]) {
         assert_eq!(plaintext.len(), length, "a frame inflates to what its box states");
     }
 });

@@ -128,7 +128,7 @@ fn directory(repo: &Repository, id: &ObjectId, bytes: u64) -> Result<PackIndex, 
     let range = directory_range(bytes, &tail).map_err(format)?;
     let end = range.start;
     let sealed = repo.backend.get(&name, Some(range))?;
-    let raw = open_object(&repo.keys, Kind::Directory, &sealed).map_err(|error| damaged(&name, &error))?;
+    let raw = open_object(&repo.keys, Kind::Directory, sealed).map_err(|error| damaged(&name, &error))?;
     let directory = decode_directory(&raw).map_err(format)?;
     let blobs_end = directory.last().map_or(0, |last| u64::from(last.offset) + u64::from(last.stored));
     if blobs_end != end {

@@ -243,7 +243,7 @@ impl Repository {
     pub fn save(&self, kind: Kind, plaintext: &[u8]) -> Result<Saved, RepoError> {
         let sealed = seal_object(&self.keys, kind, plaintext, &random()?);
         // Opened again before it leaves: a flipped bit in this host's memory must not become a stored object.
-        if open_object(&self.keys, kind, &sealed).ok().as_deref() != Some(plaintext) {
+        if open_object(&self.keys, kind, &sealed[..]).ok().as_deref() != Some(plaintext) {
             let detail = "it did not survive being sealed; this host's memory may be faulty".to_owned();
             return Err(RepoError::Damaged { name: kind.word().to_owned(), detail });
         }
@@ -257,7 +257,7 @@ impl Repository {
     pub fn load(&self, kind: Kind, id: &ObjectId) -> Result<Vec<u8>, RepoError> {
         let name = object_name(kind, id);
         let sealed = self.load_sealed(kind, id)?;
-        open_object(&self.keys, kind, &sealed).map_err(|error| damaged(&name, &error))
+        open_object(&self.keys, kind, sealed).map_err(|error| damaged(&name, &error))
     }
 
     /// Gets an object and compares its bytes with its name.

@@ -94,7 +94,7 @@ impl Repository {
                 sealed
             }
         };
-        let text = open_object(&self.keys, Kind::Manifest, &sealed).map_err(|error| damaged(&name, &error))?;
+        let text = open_object(&self.keys, Kind::Manifest, sealed).map_err(|error| damaged(&name, &error))?;
         let manifest = Manifest::decode(&text).map_err(|source| RepoError::Format { name, source })?;
         Ok(Snapshot { id: *id, manifest })
     }

@@ -118,6 +118,37 @@ pub fn open_box(
     sealed: &[u8],
     payload: &mut Vec<u8>,
 ) -> Result<Opened, OpenError> {
+    let (opened, locked) = parse(keys, kind, object_id, sealed)?;
+    payload.clear();
+    payload.extend_from_slice(&sealed[HEADER_BYTES..sealed.len() - TAG_BYTES]);
+    locked.decrypt(keys, kind, opened, payload)?;
+    Ok(opened)
+}
+
+/// What it takes to decrypt a box.
+struct Locked {
+    associated_data: [u8; 75],
+    nonce: XNonce,
+    tag: Tag,
+}
+
+impl Locked {
+    /// Authenticates a ciphertext and decrypts it where it is.
+    fn decrypt(&self, keys: &Keys, kind: Kind, opened: Opened, payload: &mut [u8]) -> Result<(), OpenError> {
+        let what = kind.word();
+        cipher(keys, kind)
+            .decrypt_inout_detached(&self.nonce, &self.associated_data, payload.into(), &self.tag)
+            .map_err(|_| OpenError::Authentication { what })?;
+        if opened.compression == Compression::None && payload.len() != opened.raw_bytes {
+            let detail = format!("it holds {}", payload.len());
+            return Err(OpenError::Decompress { what, bytes: opened.raw_bytes, detail });
+        }
+        Ok(())
+    }
+}
+
+/// What a box says of its payload, before it was authenticated. The ciphertext lies between header and tag.
+fn parse(keys: &Keys, kind: Kind, object_id: &[u8; 32], sealed: &[u8]) -> Result<(Opened, Locked), OpenError> {
     let what = kind.word();
     let (header, body) =
         sealed.split_first_chunk::<HEADER_BYTES>().ok_or(OpenError::Truncated { what, bytes: sealed.len() })?;
@@ -145,17 +176,9 @@ pub fn open_box(
     if ciphertext.len() > RAW_BYTES_MAX {
         return Err(OpenError::TooLarge { what, bytes: ciphertext.len() as u64 });
     }
-    let aad = associated_data(keys, header, object_id);
-    payload.clear();
-    payload.extend_from_slice(ciphertext);
-    cipher(keys, kind)
-        .decrypt_inout_detached(&nonce(header), &aad, payload.as_mut_slice().into(), &Tag::from(*tag))
-        .map_err(|_| OpenError::Authentication { what })?;
-    if compression == Compression::None && payload.len() != raw_bytes {
-        let detail = format!("it holds {}", payload.len());
-        return Err(OpenError::Decompress { what, bytes: raw_bytes, detail });
-    }
-    Ok(Opened { compression, raw_bytes })
+    let associated_data = associated_data(keys, header, object_id);
+    let locked = Locked { associated_data, nonce: nonce(header), tag: Tag::from(*tag) };
+    Ok((Opened { compression, raw_bytes }, locked))
 }
 
 /// Seals a whole object that is named by the hash of its bytes, compressed if that helps.
@@ -168,10 +191,14 @@ pub fn seal_object(keys: &Keys, kind: Kind, plaintext: &[u8], entropy: &[u8; 32]
     out
 }
 
-/// Opens what [`seal_object`] made. The caller has compared the object's name with the hash of `sealed`.
-pub fn open_object(keys: &Keys, kind: Kind, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
-    let mut payload = Vec::new();
-    let opened = open_box(keys, kind, &NAMED_BY_HASH, sealed, &mut payload)?;
+/// Opens what [`seal_object`] made, where it is if `sealed` is the caller's to give. The caller has compared the object's name with
+/// its hash.
+pub fn open_object(keys: &Keys, kind: Kind, sealed: impl Into<Vec<u8>>) -> Result<Vec<u8>, OpenError> {
+    let mut payload = sealed.into();
+    let (opened, locked) = parse(keys, kind, &NAMED_BY_HASH, &payload)?;
+    payload.truncate(payload.len() - TAG_BYTES);
+    payload.drain(..HEADER_BYTES);
+    locked.decrypt(keys, kind, opened, &mut payload)?;
     match opened.compression {
         Compression::None => Ok(payload),
         Compression::Zstd => {
@@ -343,7 +370,10 @@ mod tests {
         {
             let mut sealed = Vec::new();
             seal_box(&keys, Kind::Index, &NAMED_BY_HASH, Compression::Zstd, claimed, &frame, &[0; 32], &mut sealed);
-            assert!(matches!(open_object(&keys, Kind::Index, &sealed), Err(OpenError::Decompress { .. })), "{claimed}");
+            assert!(
+                matches!(open_object(&keys, Kind::Index, &sealed[..]), Err(OpenError::Decompress { .. })),
+                "{claimed}"
+            );
         }
     }
 }

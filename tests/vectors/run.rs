@@ -162,7 +162,7 @@ fn sealed(given: &Given) -> Result<Value, Failure> {
     let mut payload = Vec::new();
     let plaintext = match open_box(&keys, kind, &object_id, &raw, &mut payload)?.compression {
         Compression::None => payload,
-        Compression::Zstd => open_object(&keys, kind, &raw)?,
+        Compression::Zstd => open_object(&keys, kind, raw)?,
     };
     Ok(json!({ "plaintext": fact(&plaintext) }))
 }

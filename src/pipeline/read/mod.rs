@@ -45,6 +45,8 @@ pub struct Reader {
     kept: Mutex<Kept>,
     /// Notified when a blob has been opened.
     opened: Condvar,
+    /// For single chunks, one after the other: what it has in memory is used again.
+    opener: Mutex<Opener>,
 }
 
 /// Windows that one thread opens, one after the other, each with its place in the stream and where it goes.
@@ -57,7 +59,7 @@ impl Reader {
     pub fn new(repo: Arc<Repository>, openers: usize, progress: Progress) -> Self {
         let (fetcher, openers) = (Fetcher::new(repo.clone()), openers.max(1));
         let kept = Mutex::new(Kept::new(OPENED_BYTES * openers, SPARE_BUFFERS * openers));
-        Self { repo, openers, progress, fetcher, kept, opened: Condvar::new() }
+        Self { repo, openers, progress, fetcher, kept, opened: Condvar::new(), opener: Mutex::default() }
     }
 
     /// Reads packs that this host wrote itself from its own disk, where they are still there. Not for who wants to know what
@@ -257,8 +259,11 @@ impl Reader {
 
     /// The plaintext of one chunk: a range of its blob's.
     pub(crate) fn chunk(&self, kind: BlobKind, entry: &ChunkEntry) -> Result<Bytes, PipelineError> {
-        let part = Part::from(self.locate(entry, kind)?);
-        let mut bytes = self.open_window(&mut Opener::default(), &[part], None)?;
+        let part = [Part::from(self.locate(entry, kind)?)];
+        let mut bytes = match self.opener.try_lock() {
+            Ok(mut opener) => self.open_window(&mut opener, &part, None)?,
+            Err(_) => self.open_window(&mut Opener::default(), &part, None)?,
+        };
         Ok(bytes.pop().expect("one part in, one run of bytes out"))
     }
 
