@@ -39,6 +39,7 @@ impl Earlier {
         }))
     }
 
+    /// Walks a list, by threads of its own: once alongside the new version, and again where that goes on elsewhere.
     pub(super) fn walked(walk: Arc<Walk>) -> Self {
         let window = Window::new(batches(walk.clone(), 0), 0, 0);
         Self { walk, window, place: Place::default(), strays: Strays::default() }
