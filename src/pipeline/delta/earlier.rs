@@ -70,7 +70,7 @@ impl Earlier {
             }));
         });
         let Some(Way { number, start, drift }) = found else { return };
-        tracing::debug!("a stream goes on {drift} bytes farther on in its earlier version");
+        tracing::debug!("a stream goes on elsewhere in its earlier version: from byte {start} on");
         self.window = Window::new(batches(self.walk.clone(), number), number, start);
         self.place = Place::at(drift);
         let strays: Vec<Stray> = self.strays.last().collect();
