@@ -42,7 +42,7 @@ impl Earlier {
     /// Walks a list, by threads of its own: once alongside the new version, and again where that goes on elsewhere.
     pub(super) fn walked(walk: Arc<Walk>) -> Self {
         let window = Window::new(batches(walk.clone(), 0), 0, 0);
-        Self { walk, window, place: Place::default(), strays: Strays::default() }
+        Self { walk, window, place: Place::at(0), strays: Strays::default() }
     }
 
     /// Follows the new stream over a chunk at byte `at`; returns its bases, none if it is stored already.
@@ -65,7 +65,7 @@ impl Earlier {
         let walk = &self.walk;
         let found = self.strays.find(|each| {
             note_failure(walk(&mut |entry| {
-                each(&entry);
+                each(entry);
                 Ok(())
             }));
         });
@@ -73,9 +73,7 @@ impl Earlier {
         tracing::debug!("a stream goes on elsewhere in its earlier version: from byte {start} on");
         self.window = Window::new(batches(self.walk.clone(), number), number, start);
         self.place = Place::at(drift);
-        let strays: Vec<Stray> = self.strays.last().collect();
-        self.strays.clear();
-        for Stray { entry, at } in strays {
+        for Stray { entry, at } in self.strays.take() {
             self.anchor(&entry.id, at, entry.bytes);
         }
     }

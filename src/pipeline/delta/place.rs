@@ -64,12 +64,6 @@ pub struct Place {
     recent: VecDeque<CutPoint>,
 }
 
-impl Default for Place {
-    fn default() -> Self {
-        Self::at(0)
-    }
-}
-
 impl Place {
     /// `drift` bytes farther on in the earlier version than in the new one.
     pub fn at(drift: i64) -> Self {

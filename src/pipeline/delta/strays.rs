@@ -9,7 +9,7 @@ use crate::limits::{EARLIER_SCAN_FREE, EARLIER_SCANS_PER_CHUNK};
 /// With so many strays, and nothing near between them, the earlier version is scanned for them.
 const STRAYS_MIN: usize = 8;
 /// So many of them must stand where the same drift leads.
-const AGREE_MIN: usize = 4;
+const AGREE_MIN: u32 = 4;
 /// Drifts that differ by no more than this are the same: between strays rows came and went.
 const DRIFT_DIFFERS_MAX: u64 = 256 << 10;
 /// Of one that stands at many places, as pages of zeros do, so many are looked at.
@@ -84,18 +84,19 @@ impl Strays {
         self.run >= self.wanted && self.scanned <= EARLIER_SCAN_FREE + self.followed * EARLIER_SCANS_PER_CHUNK
     }
 
-    /// The last ones, in order.
-    pub fn last(&self) -> impl Iterator<Item = Stray> {
-        self.last.iter().copied()
+    /// The last ones, in order; there are none any more.
+    pub fn take(&mut self) -> VecDeque<Stray> {
+        self.run = 0;
+        std::mem::take(&mut self.last)
     }
 
     /// Finds where most of the last strays stand. `scan` calls with every chunk of the earlier version, in order.
-    pub fn find(&mut self, scan: impl FnOnce(&mut dyn FnMut(&ChunkEntry))) -> Option<Way> {
+    pub fn find(&mut self, scan: impl FnOnce(&mut dyn FnMut(ChunkEntry))) -> Option<Way> {
         let (mut number, mut start) = (0, 0u64);
         let mut hits: Vec<Hit> = Vec::new();
         let last = &self.last;
         scan(&mut |entry| {
-            if let Some(stray) = last.iter().position(|stray| stray.entry == *entry) {
+            if let Some(stray) = last.iter().position(|stray| stray.entry == entry) {
                 let drift = start.cast_signed() - last[stray].at.cast_signed();
                 if hits.iter().filter(|hit| hit.stray == stray).count() < HITS_MAX {
                     hits.push(Hit { stray, number, start, drift });
@@ -112,20 +113,17 @@ impl Strays {
     }
 }
 
-/// The place that most of the strays agree on.
+/// The place that most of the strays agree on. `hits` are in the order of the earlier version.
 fn choose(hits: &[Hit]) -> Option<Way> {
-    let agreeing = |one: &&Hit| -> usize {
-        let is_near = |hit: &&Hit| hit.drift.abs_diff(one.drift) <= DRIFT_DIFFERS_MAX;
-        let mut strays: Vec<_> = hits.iter().filter(is_near).map(|hit| hit.stray).collect();
-        strays.sort_unstable();
-        strays.dedup();
-        strays.len()
+    let near = |one: &Hit| {
+        let drift = one.drift;
+        hits.iter().filter(move |hit| hit.drift.abs_diff(drift) <= DRIFT_DIFFERS_MAX)
     };
+    let agreeing = |one: &Hit| near(one).fold(0u64, |strays, hit| strays | 1 << hit.stray).count_ones();
     // Of places that agree as well, as copies of the same text do, the first.
-    let best = hits.iter().rev().max_by_key(agreeing).filter(|best| agreeing(best) >= AGREE_MIN)?;
-    let near = hits.iter().filter(|hit| hit.drift.abs_diff(best.drift) <= DRIFT_DIFFERS_MAX);
-    let first = near.clone().min_by_key(|hit| hit.number)?;
-    let last = near.max_by_key(|hit| hit.stray)?;
+    let best = hits.iter().rev().max_by_key(|hit| agreeing(hit)).filter(|best| agreeing(best) >= AGREE_MIN)?;
+    let first = near(best).next()?;
+    let last = near(best).max_by_key(|hit| hit.stray)?;
     Some(Way { number: first.number, start: first.start, drift: last.drift })
 }
 
@@ -144,7 +142,7 @@ mod tests {
         let last =
             (0..).zip(strays).map(|(at, number)| noted.note(Stray { entry: entry(*number), at: 100_000 + at * 1000 }));
         assert!(last.last().unwrap_or_default(), "it is time to scan");
-        let way = noted.find(|each| earlier.iter().for_each(|number| each(&entry(*number))));
+        let way = noted.find(|each| earlier.iter().for_each(|number| each(entry(*number))));
         way.map(|way| (way.number, way.start, way.drift))
     }
 
