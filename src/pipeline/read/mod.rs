@@ -260,10 +260,12 @@ impl Reader {
     /// The plaintext of one chunk: a range of its blob's.
     pub(crate) fn chunk(&self, kind: BlobKind, entry: &ChunkEntry) -> Result<Bytes, PipelineError> {
         let part = [Part::from(self.locate(entry, kind)?)];
-        let mut bytes = match self.opener.try_lock() {
-            Ok(mut opener) => self.open_window(&mut opener, &part, None)?,
-            Err(_) => self.open_window(&mut Opener::default(), &part, None)?,
+        let mut shared = self.opener.try_lock();
+        let opener: &mut Opener = match &mut shared {
+            Ok(opener) => opener,
+            Err(_) => &mut Opener::default(),
         };
+        let mut bytes = self.open_window(opener, &part, None)?;
         Ok(bytes.pop().expect("one part in, one run of bytes out"))
     }
 
