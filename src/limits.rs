@@ -66,8 +66,8 @@ pub const DELTA_DEPTH_STD: u8 = 8;
 /// Chunks of an item's earlier version that are known at a time, behind and ahead of the place being written.
 pub const EARLIER_CHUNKS_BEHIND: usize = 1024;
 pub const EARLIER_CHUNKS_AHEAD: usize = 2048;
-/// All of it is passed over once more where the stream goes on elsewhere: so many chunks, and so many for each chunk of the
-/// stream, then no more.
+/// All of it is passed over once more where the stream goes on elsewhere, unless more than so many chunks were, and so many for
+/// each chunk of the stream.
 pub const EARLIER_SCAN_FREE: u64 = 64 << 10;
 pub const EARLIER_SCANS_PER_CHUNK: u64 = 4;
 /// Items of the parent snapshot in which bases are looked for: not smaller than this, and no more of them.
@@ -190,7 +190,7 @@ pub const FETCHED_BYTES: usize = 24 << 20;
 pub const CHECKED_PIECE_BYTES: u32 = 4 << 20;
 /// Whoever reads a stream of a far store plans so many stored bytes ahead, and windows of two blobs; twice this is fetched or
 /// on its way, beside the windows that wait for an opener: less than [`FETCHED_BYTES`]. What lies close together of it is one
-/// request, up to so many bytes: of a store on the same machine the work for each request is missed (docs/performance.md).
+/// request, up to so many bytes: a store on the same machine takes the processor for each (docs/performance.md).
 pub const PLANNED_BYTES: usize = 8 << 20;
 pub const PLANNED_PIECE_BYTES: u32 = 4 << 20;
 pub const PLANNED_WINDOWS: usize = 128;
