@@ -1,7 +1,7 @@
 //! Cuts a stream into chunks by its content. Pure.
 //!
 //! Parameters, table and algorithm: format-spec/chunking.md. Cut points are part of the format: the tests compare golden cuts,
-//! and those of the pinned crate `fastcdc`, whose masks these are. Its scan takes an eighth longer.
+//! and those of the pinned crate `fastcdc`, whose masks these are.
 
 mod scan;
 mod segments;
