@@ -15,11 +15,12 @@ use rayon::slice::ParallelSliceMut;
 
 use crate::repo::{RepoError, private_folder};
 
-/// Rows that are written and read together: 64 KiB.
+/// Rows that are written and read together: 64 KiB, in whole pages.
 const BLOCK_ROWS: usize = 4096;
 /// Rows that are read to find one: 1 KiB. Of each such page 8 bytes stay in memory.
 const PAGE_ROWS: usize = 64;
 const ROW_BYTES: usize = 16;
+const _: () = assert!(BLOCK_ROWS.is_multiple_of(PAGE_ROWS));
 
 /// A chunk and a blob: one that lies in it, or one that it rests on. Ordered by the chunk's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,6 +133,16 @@ impl Rows {
     /// All rows, read block by block.
     pub fn iter(&self) -> RowsIter<'_> {
         self.range(0..self.len())
+    }
+
+    /// Calls `each` with all rows, [`BLOCK_ROWS`] at a time, of which the last are fewer.
+    fn each_block<E: From<RepoError>>(&self, mut each: impl FnMut(&[Row]) -> Result<(), E>) -> Result<(), E> {
+        let mut block = Vec::new();
+        for start in (0..self.len()).step_by(BLOCK_ROWS) {
+            self.read(start..self.len().min(start + BLOCK_ROWS), &mut block)?;
+            each(&block)?;
+        }
+        Ok(())
     }
 
     fn range(&self, range: Range<usize>) -> RowsIter<'_> {
@@ -253,12 +264,10 @@ impl Copies {
 impl Table {
     fn new(rows: Rows) -> Result<Self, RepoError> {
         let mut firsts = Vec::with_capacity(rows.len().div_ceil(PAGE_ROWS));
-        for (position, row) in rows.iter().enumerate() {
-            let row = row?;
-            if position % PAGE_ROWS == 0 {
-                firsts.push(row.prefix);
-            }
-        }
+        rows.each_block(|block| {
+            firsts.extend(block.iter().step_by(PAGE_ROWS).map(|row| row.prefix));
+            Ok::<_, RepoError>(())
+        })?;
         Ok(Self { rows, firsts })
     }
 
@@ -330,17 +339,26 @@ impl Table {
 
     /// Calls `each` with the copies of every chunk and the position of the first of them.
     pub fn each_run<E: From<RepoError>>(&self, mut each: impl FnMut(usize, &[Row]) -> Result<(), E>) -> Result<(), E> {
-        let (mut start, mut run) = (0, Vec::new());
-        for row in self.iter() {
-            let row = row?;
-            if run.last().is_some_and(|last: &Row| last.prefix != row.prefix) {
-                each(start, &run)?;
-                start += run.len();
-                run.clear();
+        // Copies of a chunk may lie on both sides of where a block ends.
+        let (mut start, mut carried) = (0, Vec::<Row>::new());
+        self.rows.each_block(|block| {
+            let mut runs = block.chunk_by(|one, other| one.prefix == other.prefix).peekable();
+            while let Some(run) = runs.next() {
+                if carried.last().is_some_and(|last| last.prefix != run[0].prefix) {
+                    each(start, &carried)?;
+                    start += carried.len();
+                    carried.clear();
+                }
+                if carried.is_empty() && runs.peek().is_some() {
+                    each(start, run)?;
+                    start += run.len();
+                } else {
+                    carried.extend_from_slice(run);
+                }
             }
-            run.push(row);
-        }
-        if run.is_empty() { Ok(()) } else { each(start, &run) }
+            Ok::<_, E>(())
+        })?;
+        if carried.is_empty() { Ok(()) } else { each(start, &carried) }
     }
 }
 
@@ -433,6 +451,31 @@ mod tests {
         assert!(table.rows.file.is_some());
         assert_eq!(table.iter().map(Result::unwrap).collect::<Vec<_>>(), rows);
         assert_eq!(table.find(9000).unwrap().iter().collect::<Vec<_>>(), [(9000, &rows[9000])]);
+    }
+
+    #[test]
+    fn copies_on_both_sides_of_where_a_block_ends_are_one_run() {
+        let folder = tempfile::tempdir().unwrap();
+        // Runs of seven, one that ends with a block, one of more than a block, and one row at the end.
+        let block = BLOCK_ROWS as u32;
+        let prefix = |n: u32| match n {
+            n if n < 2 * block - 50 => n / 7,
+            n if n < 2 * block => 10_000,
+            n if n < 3 * block + 10 => 20_000,
+            n => 30_000 + n / 7,
+        };
+        let rows: Vec<Row> = (0..5 * block + 1).map(|n| Row { prefix: prefix(n).into(), blob: n, bytes: 1 }).collect();
+        for rows_max in [BLOCK_ROWS, usize::MAX] {
+            let (table, mut runs) = (sorted(&rows, room(&folder, rows_max)), Vec::new());
+            let mut each = |start, run: &[Row]| {
+                assert_eq!(run, &rows[start..start + run.len()]);
+                runs.push(run.len());
+                Ok::<_, RepoError>(())
+            };
+            table.each_run(&mut each).unwrap();
+            assert_eq!(runs, rows.chunk_by(|a, b| a.prefix == b.prefix).map(<[Row]>::len).collect::<Vec<_>>());
+            assert!(rows.iter().step_by(97).all(|row| table.find(row.prefix).unwrap().rows.contains(row)));
+        }
     }
 
     #[test]
