@@ -8,6 +8,7 @@ use super::PruneError;
 use crate::id::ObjectId;
 use crate::ops::holdings::Holdings;
 use crate::ops::holdings::bits::Bits;
+use crate::ops::holdings::rows::Row;
 use crate::repo::{RepoError, pack_name};
 
 /// What choosing goes by.
@@ -25,8 +26,19 @@ pub(super) struct Claims<'a> {
 pub(super) struct Claimed {
     /// Copies of chunks, by position.
     pub(super) copies: Bits,
+    /// Plaintext bytes of these, by blob.
+    pub(super) raw_bytes: Vec<u64>,
     /// Blobs whose bases stay with them, by number.
     pub(super) in_use: Bits,
+}
+
+impl Claimed {
+    fn take(&mut self, position: usize, copy: &Row) {
+        let blob = copy.blob as usize;
+        self.copies.set(position);
+        self.raw_bytes[blob] += u64::from(copy.bytes);
+        self.in_use.set(blob);
+    }
 }
 
 impl<'a> Claims<'a> {
@@ -44,25 +56,24 @@ impl<'a> Claims<'a> {
     /// Claims copies of chunks that are `reached` and of all that those rest on. Blobs that are `rebased` need no bases any
     /// more. Errors if a chunk has no copy that can be had.
     pub(super) fn claim(&self, mut reached: Bits, rebased: &Bits) -> Result<Claimed, PruneError> {
-        let mut copies = Bits::new(self.holdings.chunks.len());
         let mut done = Bits::new(self.holdings.blobs.len());
         loop {
-            self.choose(&reached, &mut copies)?;
-            let in_use = self.in_use(&copies, rebased)?;
-            let more = self.holdings.reach_bases(&in_use, &done, &mut reached, || {
+            let mut claimed = self.choose(&reached)?;
+            self.settle_bases(&mut claimed.in_use, rebased);
+            let more = self.holdings.reach_bases(&claimed.in_use, &done, &mut reached, || {
                 let detail = "a base of chunks in use is in no pack that the index lists".to_owned();
                 Err(RepoError::Damaged { name: "the index".to_owned(), detail })
             })?;
             if !more {
-                return Ok(Claimed { copies, in_use });
+                return Ok(claimed);
             }
-            done.set_all_of(&in_use);
+            done.set_all_of(&claimed.in_use);
         }
     }
 
-    /// Blobs whose bases are needed: those with a chunk that is `claimed`, and what stays beside them.
-    fn in_use(&self, claimed: &Bits, rebased: &Bits) -> Result<Bits, RepoError> {
-        let mut in_use = self.holdings.blobs_with(claimed)?;
+    /// Blobs whose bases are needed, where those with a claimed chunk are `in_use`: what stays beside them too, and no blob that
+    /// is rebased.
+    fn settle_bases(&self, in_use: &mut Bits, rebased: &Bits) {
         for pack in &self.holdings.packs {
             let blobs = || pack.blobs.clone().map(|blob| blob as usize);
             if blobs().any(|blob| rebased.get(blob)) {
@@ -74,27 +85,43 @@ impl<'a> Claims<'a> {
                 });
             }
         }
-        Ok(in_use)
     }
 
     /// Of several copies the one stays that lies in the pack with most that is alive.
-    fn choose(&self, reached: &Bits, claimed: &mut Bits) -> Result<(), PruneError> {
+    fn choose(&self, reached: &Bits) -> Result<Claimed, PruneError> {
         let Self { holdings, whole, marked, .. } = self;
+        let blobs = holdings.blobs.len();
+        let mut claimed =
+            Claimed { copies: Bits::new(holdings.chunks.len()), raw_bytes: vec![0; blobs], in_use: Bits::new(blobs) };
         let mut reached_bytes = vec![0u64; holdings.packs.len()];
-        for (position, chunk) in holdings.chunks.iter().enumerate() {
-            let chunk = chunk?;
-            if reached.get(position) {
-                reached_bytes[holdings.pack_of(&chunk) as usize] += u64::from(chunk.bytes);
+        let mut has_several = false;
+        holdings.chunks.each_run(|start, copies| {
+            for (_, copy) in (start..).zip(copies).filter(|(position, _)| reached.get(*position)) {
+                reached_bytes[holdings.pack_of(copy) as usize] += u64::from(copy.bytes);
             }
+            match copies {
+                _ if !reached.get(start) => Ok(()),
+                [only] => {
+                    self.can_be_had(only)?;
+                    claimed.take(start, only);
+                    Ok(())
+                }
+                _ => {
+                    has_several = true;
+                    Ok::<_, RepoError>(())
+                }
+            }
+        })?;
+        if !has_several {
+            return Ok(claimed);
         }
         let rank = |pack: u32| {
             let held = &holdings.packs[pack as usize];
             let reached = u128::from(reached_bytes[pack as usize]) * 1_000_000_000 / u128::from(held.bytes.max(1));
             (!whole[pack as usize], marked.contains(&held.id), u128::MAX - reached, held.id)
         };
-        claimed.clear();
         holdings.chunks.each_run(|start, copies| {
-            if !reached.get(start) {
+            if copies.len() == 1 || !reached.get(start) {
                 return Ok(());
             }
             // Of what can be had the least deep comes first: a base stays where what rests on it looks for it.
@@ -103,18 +130,23 @@ impl<'a> Claims<'a> {
                 (!whole[blob.pack as usize], blob.depth, rank(blob.pack))
             });
             let best = best.expect("a run has at least one copy");
-            let pack = holdings.pack_of(best) as usize;
-            if !whole[pack] {
-                let name = pack_name(&holdings.packs[pack].id);
-                let detail = "backups need it, and it is missing or cut short; nothing was removed, \
-                              `vault check` names the backups and `vault forget` drops them";
-                return Err(RepoError::Damaged { name, detail: detail.to_owned() });
+            self.can_be_had(best)?;
+            for (position, copy) in (start..).zip(copies).filter(|(_, copy)| copy.blob == best.blob) {
+                claimed.take(position, copy);
             }
-            for (position, _) in (start..).zip(copies).filter(|(_, copy)| copy.blob == best.blob) {
-                claimed.set(position);
-            }
-            Ok(())
+            Ok::<_, RepoError>(())
         })?;
-        Ok(())
+        Ok(claimed)
+    }
+
+    fn can_be_had(&self, copy: &Row) -> Result<(), RepoError> {
+        let pack = self.holdings.pack_of(copy) as usize;
+        if self.whole[pack] {
+            return Ok(());
+        }
+        let name = pack_name(&self.holdings.packs[pack].id);
+        let detail = "backups need it, and it is missing or cut short; nothing was removed, \
+                      `vault check` names the backups and `vault forget` drops them";
+        Err(RepoError::Damaged { name, detail: detail.to_owned() })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 
-use super::claim::Claims;
+use super::claim::{Claimed, Claims};
 use super::{Fate, MAX_UNUSED, PruneError, PruneOptions, rebase};
 use crate::id::ObjectId;
 use crate::ops::holdings::bits::Bits;
@@ -44,13 +44,7 @@ pub(super) fn plan(
             claimed = claims.claim(reached, &rebased)?;
         }
     }
-    let mut live_raw = vec![0u64; holdings.blobs.len()];
-    for (position, chunk) in holdings.chunks.iter().enumerate() {
-        let chunk = chunk?;
-        if claimed.copies.get(position) {
-            live_raw[chunk.blob as usize] += u64::from(chunk.bytes);
-        }
-    }
+    let Claimed { copies, raw_bytes: mut live_raw, in_use } = claimed;
     for (blob, (live, held)) in live_raw.iter_mut().zip(&holdings.blobs).enumerate() {
         if !rebased.get(blob) {
             *live = held.kept_bytes(*live);
@@ -82,9 +76,9 @@ pub(super) fn plan(
         plan_dead_bytes.push(if live == 0 { u64::from(pack.bytes) } else { dead_bytes });
     }
     if options.repack {
-        keep_bases_of_listed(holdings, &mut fates, &claimed.in_use)?;
+        keep_bases_of_listed(holdings, &mut fates, &in_use)?;
     }
-    Ok(Plan { fates, dead_bytes: plan_dead_bytes, claimed: claimed.copies, rebased, rebased_bytes_more })
+    Ok(Plan { fates, dead_bytes: plan_dead_bytes, claimed: copies, rebased, rebased_bytes_more })
 }
 
 /// While the index lists a blob, its bases are stored, even if nothing needs the blob: dead packs that hold bases of blobs in

@@ -52,7 +52,7 @@ pub(super) fn choose(holdings: &Holdings, reached: &Bits, claimed: &Claimed) -> 
     if holdings.bases.is_empty() {
         return Ok(rebased);
     }
-    let Claimed { copies, in_use } = claimed;
+    let Claimed { copies, in_use, .. } = claimed;
     let mut links = link(holdings, in_use, copies)?;
     let firsts = links.firsts();
     let mut groups: Vec<Group> = firsts.iter().map(|_| Group::default()).collect();
@@ -66,13 +66,16 @@ pub(super) fn choose(holdings: &Holdings, reached: &Bits, claimed: &Claimed) -> 
             }
         }
     }
-    for (position, chunk) in holdings.chunks.iter().enumerate() {
-        let chunk = chunk?;
-        if reached.get(position)
-            && copies.get(position)
-            && let Some(group) = group_of(chunk.blob)
-        {
-            groups[group].reached_raw += u64::from(chunk.bytes);
+    let mut reached_raw = vec![0; holdings.blobs.len()];
+    holdings.chunks.each_run(|start, run| {
+        for (_, chunk) in (start..).zip(run).filter(|(position, _)| reached.get(*position) && copies.get(*position)) {
+            reached_raw[chunk.blob as usize] += u64::from(chunk.bytes);
+        }
+        Ok::<_, RepoError>(())
+    })?;
+    for (blob, raw) in (0..).zip(reached_raw).filter(|(_, raw)| *raw > 0) {
+        if let Some(group) = group_of(blob) {
+            groups[group].reached_raw += raw;
         }
     }
     for blob in (0..).take(holdings.blobs.len()).filter(|blob| in_use.get(*blob as usize)) {
