@@ -14,7 +14,7 @@
 //! | chunks not yet in an index object: [`INDEX_CHUNKS_MAX`] entries | 10 MiB |
 //! | SQLite page cache | 8 MiB |
 //! | blobs of the local index last read: [`INDEX_CHUNKS_KEPT`] chunks | 2 MiB |
-//! | its chunks being sorted: [`INDEX_SORT_PARTS`] x [`INDEX_SORT_BUFFER_BYTES`], and one part, 28 bytes a chunk: 2 MiB of 20 million chunks | 10 MiB |
+//! | its chunks being sorted: [`INDEX_SORTED_TOGETHER`], 16 bytes each, then a 256th of all, 24: 2 MiB of 20 million chunks | 10 MiB |
 //!
 //! With two sealers and two streams that sums up to 121 MiB (139 for S3), whatever the size of the database, and the program's own
 //! pages are 12 MiB. What was measured is 95 MB for 866 MB, 119 MB for 8.7 GB (docs/performance.md) and 138 MB for 2.9 GB of random
@@ -99,10 +99,8 @@ pub const INDEX_PUT_EVERY: std::time::Duration = std::time::Duration::from_secs(
 /// Threads that get and decode index objects, each one of them at a time: about 6 MiB. More of them of a far store.
 pub const INDEX_LOAD_THREADS: usize = 2;
 pub const INDEX_LOAD_THREADS_FAR: usize = 4;
-/// To be put in order, the chunks of the local index are first gathered by the first byte of their ids into so many parts,
-/// each through a buffer of so many bytes.
-pub const INDEX_SORT_PARTS: usize = 256;
-pub const INDEX_SORT_BUFFER_BYTES: usize = 32 << 10;
+/// Chunks of the local index that are put in order in memory, 16 bytes each; more go through a temporary file.
+pub const INDEX_SORTED_TOGETHER: usize = 512 << 10;
 /// Blobs that the local index keeps as they were last read, and most chunks of theirs, 60 bytes each.
 pub const INDEX_BLOBS_KEPT: usize = 256;
 pub const INDEX_CHUNKS_KEPT: usize = 16 << 10;

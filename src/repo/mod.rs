@@ -7,6 +7,7 @@ pub mod keyring;
 pub mod lease;
 pub mod local_packs;
 pub mod snapshots;
+pub mod sorter;
 pub mod state;
 pub mod together;
 

@@ -3,8 +3,6 @@
 //! The file lies in the cache folder, has no name and is gone with the process. It is read by position and not mapped:
 //! what the kernel keeps of it in its page cache is not this program's memory.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -13,6 +11,7 @@ use std::path::PathBuf;
 
 use rayon::slice::ParallelSliceMut;
 
+use crate::repo::sorter::{self, Record};
 use crate::repo::{RepoError, private_folder};
 
 /// Rows that are written and read together: 64 KiB, in whole pages.
@@ -32,14 +31,20 @@ pub struct Row {
     pub bytes: u32,
 }
 
-impl Row {
+impl Record for Row {
+    const BYTES: usize = ROW_BYTES;
+
+    fn first_byte(&self) -> u8 {
+        self.prefix.to_be_bytes()[0]
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.prefix.to_le_bytes());
         out.extend_from_slice(&self.blob.to_le_bytes());
         out.extend_from_slice(&self.bytes.to_le_bytes());
     }
 
-    fn decode(raw: &[u8; ROW_BYTES]) -> Self {
+    fn decode(raw: &[u8]) -> Self {
         let (prefix, rest) = raw.split_first_chunk().expect("16 bytes have a first 8");
         let (blob, bytes) = rest.split_first_chunk().expect("8 bytes have a first 4");
         let bytes = bytes.first_chunk().expect("4 bytes are left");
@@ -57,8 +62,8 @@ pub struct Room {
 }
 
 impl Room {
-    fn file(&self) -> Result<File, RepoError> {
-        private_folder(&self.folder).and_then(|()| tempfile::tempfile_in(&self.folder)).map_err(|e| self.error(e))
+    fn file(&self) -> io::Result<File> {
+        private_folder(&self.folder).and_then(|()| tempfile::tempfile_in(&self.folder))
     }
 
     fn error(&self, source: io::Error) -> RepoError {
@@ -93,7 +98,7 @@ impl Rows {
     fn spill(&mut self) -> Result<(), RepoError> {
         let file = match self.file.take() {
             Some(file) => file,
-            None => self.room.file()?,
+            None => self.room.file().map_err(|error| self.room.error(error))?,
         };
         let tail = std::mem::replace(&mut self.tail, Vec::with_capacity(BLOCK_ROWS));
         let mut block = Vec::with_capacity(BLOCK_ROWS.min(tail.len()) * ROW_BYTES);
@@ -123,7 +128,7 @@ impl Rows {
         if let Some(file) = self.file.as_ref().filter(|_| !in_file.is_empty()) {
             let mut raw = vec![0; in_file.len() * ROW_BYTES];
             file.read_exact_at(&mut raw, (in_file.start * ROW_BYTES) as u64).map_err(|error| self.room.error(error))?;
-            out.extend(raw.as_chunks().0.iter().map(Row::decode));
+            out.extend(raw.chunks_exact(ROW_BYTES).map(Row::decode));
         }
         let in_tail = |at: usize| at.clamp(self.in_file, self.len()) - self.in_file;
         out.extend_from_slice(&self.tail[in_tail(range.start)..in_tail(range.end)]);
@@ -132,7 +137,7 @@ impl Rows {
 
     /// All rows, read block by block.
     pub fn iter(&self) -> RowsIter<'_> {
-        self.range(0..self.len())
+        RowsIter { rows: self, left: 0..self.len(), block: Vec::new(), at: 0 }
     }
 
     /// Calls `each` with all rows, [`BLOCK_ROWS`] at a time, of which the last are fewer.
@@ -143,10 +148,6 @@ impl Rows {
             each(&block)?;
         }
         Ok(())
-    }
-
-    fn range(&self, range: Range<usize>) -> RowsIter<'_> {
-        RowsIter { rows: self, left: range, block: Vec::new(), at: 0 }
     }
 }
 
@@ -179,58 +180,32 @@ impl Iterator for RowsIter<'_> {
     }
 }
 
-/// Sorts rows: as many as stay in memory at a time, then all of these runs together.
+/// Sorts rows.
 pub struct Sorter {
     room: Room,
-    buffer: Vec<Row>,
-    runs: Rows,
-    /// Where each run in `runs` ends.
-    ends: Vec<usize>,
+    sorter: sorter::Sorter<'static, Row>,
 }
 
 impl Sorter {
     pub fn new(room: Room) -> Self {
-        let runs = Rows::new(Room { rows_max: 0, ..room.clone() });
-        Self { room, buffer: Vec::new(), runs, ends: Vec::new() }
+        let of_file = room.clone();
+        Self { sorter: sorter::Sorter::new(room.rows_max, Some(Box::new(move || of_file.file()))), room }
     }
 
     pub fn push(&mut self, row: Row) -> Result<(), RepoError> {
-        if self.buffer.len() >= self.room.rows_max {
-            self.end_run()?;
-        }
-        self.buffer.push(row);
-        Ok(())
+        self.sorter.push(row).map_err(|error| self.room.error(error))
     }
 
-    fn end_run(&mut self) -> Result<(), RepoError> {
-        self.buffer.sort_unstable();
-        self.buffer.iter().try_for_each(|row| self.runs.push(*row))?;
-        self.buffer.clear();
-        self.ends.push(self.runs.len());
-        Ok(())
-    }
-
-    pub fn finish(mut self) -> Result<Table, RepoError> {
-        if self.ends.is_empty() {
-            self.buffer.sort_unstable();
-            return Table::new(Rows { tail: self.buffer, ..Rows::new(self.room) });
+    pub fn finish(self) -> Result<Table, RepoError> {
+        let Self { room, sorter } = self;
+        let mut parts = sorter.finish().map_err(|error| room.error(error))?;
+        if !parts.are_in_file() {
+            let tail = parts.next().transpose().map_err(|error| room.error(error))?.unwrap_or_default();
+            return Table::new(Rows { tail, ..Rows::new(room) });
         }
-        self.end_run()?;
-        drop(self.buffer);
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        let mut runs: Vec<_> = starts.zip(&self.ends).map(|(start, end)| self.runs.range(start..*end)).collect();
-        let mut heads = BinaryHeap::new();
-        for (number, run) in runs.iter_mut().enumerate() {
-            heads.extend(run.next().transpose()?.map(|row| Reverse((row, number))));
-        }
-        let mut sorted = Rows::new(Room { rows_max: 0, ..self.room });
-        while let Some(mut head) = heads.peek_mut() {
-            let Reverse((row, number)) = *head;
-            sorted.push(row)?;
-            match runs[number].next().transpose()? {
-                Some(next) => *head = Reverse((next, number)),
-                None => drop(std::collections::binary_heap::PeekMut::pop(head)),
-            }
+        let mut sorted = Rows::new(Room { rows_max: 0, ..room.clone() });
+        for part in parts {
+            part.map_err(|error| room.error(error))?.into_iter().try_for_each(|row| sorted.push(row))?;
         }
         Table::new(sorted)
     }

@@ -7,7 +7,6 @@
 //! the store after that process put its lease and read the marks.
 
 mod load;
-mod sorter;
 mod tables;
 
 use std::collections::{HashMap, HashSet};

@@ -14,15 +14,18 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 
 use super::BlobRow;
-use super::sorter::{PLACE_BYTES, Sorter};
 use crate::format::index::{Index, PackIndex};
 use crate::format::manifest::CHUNK_ENTRY_BYTES;
 use crate::format::pack::{BlobContents, BlobEntry};
 use crate::id::{ChunkId, ObjectId};
+use crate::limits::INDEX_SORTED_TOGETHER;
+use crate::repo::sorter::{Record, Sorter};
 use crate::seal::keys::Keys;
 
 /// Raised when the tables change; another number is a reason to start anew.
 const SCHEMA: i64 = 3;
+/// Bytes of a place in the table of chunks.
+const PLACE_BYTES: usize = 12;
 /// Places in a row of `chunks`: with these a row fills a page of 4096 bytes.
 const PLACES_A_ROW: usize = 338;
 /// `fresh` may have this many rows, or a sixteenth of those in order.
@@ -48,12 +51,20 @@ impl Place {
     fn blob(self) -> i64 {
         self.0 as i64 & ((1 << Self::BLOB_BITS) - 1)
     }
+}
 
-    pub(super) fn encode(self) -> [u8; PLACE_BYTES] {
-        *self.0.to_be_bytes().last_chunk().expect("16 bytes are more than 12")
+impl Record for Place {
+    const BYTES: usize = PLACE_BYTES;
+
+    fn first_byte(&self) -> u8 {
+        self.0.to_be_bytes()[16 - PLACE_BYTES]
     }
 
-    pub(super) fn decode(bytes: &[u8; PLACE_BYTES]) -> Self {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.0.to_be_bytes()[16 - PLACE_BYTES..]);
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
         let mut wide = [0; 16];
         wide[16 - PLACE_BYTES..].copy_from_slice(bytes);
         Self(u128::from_be_bytes(wide))
@@ -264,7 +275,8 @@ impl Tables {
             let bytes = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
             let places = bytes.as_chunks::<PLACE_BYTES>().0;
             let from = places.partition_point(|place| Place::decode(place).prefix() < prefix);
-            let found = places[from..].iter().map(Place::decode).take_while(|place| place.prefix() == prefix);
+            let found =
+                places[from..].iter().map(|place| Place::decode(place)).take_while(|place| place.prefix() == prefix);
             numbers.extend(found.map(Place::blob));
         }
         numbers.sort_unstable_by(|a, b| b.cmp(a));
@@ -379,7 +391,9 @@ impl Tables {
     }
 
     pub(super) fn sort_chunks(&mut self, folder: Option<&Path>) -> Result<(), TableError> {
-        let mut sorter = Sorter::new(folder.map(tempfile::tempfile_in).transpose()?);
+        // Without a folder everything stays in memory, as the index itself then does.
+        let make_file = folder.map(|folder| Box::new(move || tempfile::tempfile_in(folder)) as Box<dyn Fn() -> _>);
+        let mut sorter = Sorter::new(INDEX_SORTED_TOGETHER, make_file);
         let tx = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         {
             let mut statement = tx.prepare("SELECT number, contents FROM blobs")?;
@@ -401,20 +415,23 @@ impl Tables {
             let mut insert = tx.prepare("INSERT INTO chunks (first, places) VALUES (?, ?)")?;
             let mut row: Vec<u8> = Vec::with_capacity(PLACES_A_ROW * PLACE_BYTES);
             let (mut first, mut last) = (0, 0);
-            sorter.drain(|place| -> Result<(), TableError> {
-                // Who looks for a prefix reads one row.
-                if row.len() >= PLACES_A_ROW * PLACE_BYTES && place.prefix() != last {
-                    insert.execute(params![first, row])?;
-                    row.clear();
+            for part in sorter.finish()? {
+                let mut places = part?;
+                places.dedup();
+                for place in places {
+                    // Who looks for a prefix reads one row.
+                    if row.len() >= PLACES_A_ROW * PLACE_BYTES && place.prefix() != last {
+                        insert.execute(params![first, row])?;
+                        row.clear();
+                    }
+                    if row.is_empty() {
+                        first = place.prefix();
+                    }
+                    last = place.prefix();
+                    place.encode(&mut row);
+                    state.chunks += 1;
                 }
-                if row.is_empty() {
-                    first = place.prefix();
-                }
-                last = place.prefix();
-                row.extend_from_slice(&place.encode());
-                state.chunks += 1;
-                Ok(())
-            })?;
+            }
             if !row.is_empty() {
                 insert.execute(params![first, row])?;
             }
