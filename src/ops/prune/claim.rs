@@ -1,5 +1,6 @@
 //! Chooses which copy of each chunk stays, and follows the copies to what they rest on. Pure.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
@@ -99,18 +100,16 @@ impl<'a> Claims<'a> {
             for (_, copy) in (start..).zip(copies).filter(|(position, _)| reached.get(*position)) {
                 reached_bytes[holdings.pack_of(copy) as usize] += u64::from(copy.bytes);
             }
-            match copies {
-                _ if !reached.get(start) => Ok(()),
-                [only] => {
-                    self.can_be_had(only)?;
-                    claimed.take(start, only);
-                    Ok(())
-                }
-                _ => {
-                    has_several = true;
-                    Ok::<_, RepoError>(())
-                }
+            if !reached.get(start) {
+                return Ok(());
             }
+            if let [only] = copies {
+                self.can_be_had(only)?;
+                claimed.take(start, only);
+            } else {
+                has_several = true;
+            }
+            Ok::<_, RepoError>(())
         })?;
         if !has_several {
             return Ok(claimed);
@@ -118,7 +117,7 @@ impl<'a> Claims<'a> {
         let rank = |pack: u32| {
             let held = &holdings.packs[pack as usize];
             let reached = u128::from(reached_bytes[pack as usize]) * 1_000_000_000 / u128::from(held.bytes.max(1));
-            (!whole[pack as usize], marked.contains(&held.id), u128::MAX - reached, held.id)
+            (marked.contains(&held.id), Reverse(reached), held.id)
         };
         holdings.chunks.each_run(|start, copies| {
             if copies.len() == 1 || !reached.get(start) {
