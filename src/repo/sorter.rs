@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::io;
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use rayon::slice::ParallelSliceMut;
@@ -29,18 +31,56 @@ pub trait Record: Copy + Ord + Send {
     fn decode(bytes: &[u8]) -> Self;
 }
 
+/// Records in a file, one after the other.
+pub struct RecordFile<R> {
+    file: File,
+    records: usize,
+    of: PhantomData<R>,
+}
+
+impl<R: Record> RecordFile<R> {
+    /// Of a file that is empty.
+    pub fn new(file: File) -> Self {
+        Self { file, records: 0, of: PhantomData }
+    }
+
+    /// How many there are.
+    pub fn records(&self) -> usize {
+        self.records
+    }
+
+    /// Writes records behind those that are there.
+    pub fn append(&mut self, records: &[R]) -> io::Result<()> {
+        let mut block = Vec::with_capacity(BLOCK_RECORDS.min(records.len()) * R::BYTES);
+        for records in records.chunks(BLOCK_RECORDS) {
+            block.clear();
+            records.iter().for_each(|record| record.encode(&mut block));
+            self.file.write_all_at(&block, (self.records * R::BYTES) as u64)?;
+            self.records += records.len();
+        }
+        Ok(())
+    }
+
+    /// Appends records to `out`, by their positions. Errors if they are not all there.
+    pub fn read(&self, positions: Range<usize>, out: &mut Vec<R>) -> io::Result<()> {
+        let mut bytes = vec![0; positions.len() * R::BYTES];
+        self.file.read_exact_at(&mut bytes, (positions.start * R::BYTES) as u64)?;
+        out.extend(bytes.chunks_exact(R::BYTES).map(R::decode));
+        Ok(())
+    }
+}
+
 /// Records being gathered.
 pub struct Sorter<'f, R> {
     records_max: usize,
     buffer: Vec<R>,
     make_file: Option<Box<dyn Fn() -> io::Result<File> + 'f>>,
-    runs: Option<Runs>,
+    runs: Option<Runs<R>>,
 }
 
 /// Sorted records in a file.
-struct Runs {
-    file: File,
-    records: usize,
+struct Runs<R> {
+    file: RecordFile<R>,
     /// Of each run where its parts begin, and where the last one ends, in records.
     starts: Vec<[usize; PARTS + 1]>,
 }
@@ -48,7 +88,7 @@ struct Runs {
 /// The records in order, a part at a time. All at once if they are few.
 pub struct Parts<R> {
     in_memory: Option<Vec<R>>,
-    in_file: Option<Runs>,
+    in_file: Option<Runs<R>>,
     next: usize,
 }
 
@@ -72,18 +112,12 @@ impl<'f, R: Record> Sorter<'f, R> {
         let Some(make_file) = &self.make_file else { return Ok(()) };
         let runs = match &mut self.runs {
             Some(runs) => runs,
-            None => self.runs.insert(Runs { file: make_file()?, records: 0, starts: Vec::new() }),
+            None => self.runs.insert(Runs { file: RecordFile::new(make_file()?), starts: Vec::new() }),
         };
         self.buffer.par_sort_unstable();
         let before = |part: usize| self.buffer.partition_point(|record| usize::from(record.first_byte()) < part);
-        runs.starts.push(std::array::from_fn(|part| runs.records + before(part)));
-        let mut block = Vec::with_capacity(BLOCK_RECORDS.min(self.buffer.len()) * R::BYTES);
-        for records in self.buffer.chunks(BLOCK_RECORDS) {
-            block.clear();
-            records.iter().for_each(|record| record.encode(&mut block));
-            runs.file.write_all_at(&block, (runs.records * R::BYTES) as u64)?;
-            runs.records += records.len();
-        }
+        runs.starts.push(std::array::from_fn(|part| runs.file.records() + before(part)));
+        runs.file.append(&self.buffer)?;
         self.buffer.clear();
         Ok(())
     }
@@ -99,16 +133,11 @@ impl<'f, R: Record> Sorter<'f, R> {
     }
 }
 
-impl Runs {
-    fn read<R: Record>(&self, part: usize) -> io::Result<Vec<R>> {
-        let count = self.starts.iter().map(|starts| starts[part + 1] - starts[part]).sum();
-        let (mut records, mut bytes) = (Vec::with_capacity(count), Vec::new());
-        for starts in &self.starts {
-            let (start, end) = (starts[part], starts[part + 1]);
-            bytes.resize((end - start) * R::BYTES, 0);
-            self.file.read_exact_at(&mut bytes, (start * R::BYTES) as u64)?;
-            records.extend(bytes.chunks_exact(R::BYTES).map(R::decode));
-        }
+impl<R: Record> Runs<R> {
+    fn read(&self, part: usize) -> io::Result<Vec<R>> {
+        let in_runs = || self.starts.iter().map(|starts| starts[part]..starts[part + 1]);
+        let mut records = Vec::with_capacity(in_runs().map(|positions| positions.len()).sum());
+        in_runs().try_for_each(|positions| self.file.read(positions, &mut records))?;
         // The stable one finds out that these are sorted runs, and merges them.
         records.sort();
         Ok(records)

@@ -6,15 +6,14 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use rayon::slice::ParallelSliceMut;
 
-use crate::repo::sorter::{self, Record};
+use crate::repo::sorter::{self, Record, RecordFile};
 use crate::repo::{RepoError, private_folder};
 
-/// Rows that are written and read together: 64 KiB, in whole pages.
+/// Rows that are gathered before they are written, and read together: 64 KiB, in whole pages.
 const BLOCK_ROWS: usize = 4096;
 /// Rows that are read to find one: 1 KiB. Of each such page 8 bytes stay in memory.
 const PAGE_ROWS: usize = 64;
@@ -74,15 +73,14 @@ impl Room {
 /// Rows in the order in which they were pushed.
 pub struct Rows {
     room: Room,
-    file: Option<File>,
-    in_file: usize,
+    file: Option<RecordFile<Row>>,
     /// The rows behind those in the file.
     tail: Vec<Row>,
 }
 
 impl Rows {
     pub fn new(room: Room) -> Self {
-        Self { room, file: None, in_file: 0, tail: Vec::new() }
+        Self { room, file: None, tail: Vec::new() }
     }
 
     pub fn push(&mut self, row: Row) -> Result<(), RepoError> {
@@ -96,25 +94,20 @@ impl Rows {
 
     /// Moves the tail into the file.
     fn spill(&mut self) -> Result<(), RepoError> {
-        let file = match self.file.take() {
-            Some(file) => file,
-            None => self.room.file().map_err(|error| self.room.error(error))?,
-        };
-        let tail = std::mem::replace(&mut self.tail, Vec::with_capacity(BLOCK_ROWS));
-        let mut block = Vec::with_capacity(BLOCK_ROWS.min(tail.len()) * ROW_BYTES);
-        for rows in tail.chunks(BLOCK_ROWS) {
-            block.clear();
-            rows.iter().for_each(|row| row.encode(&mut block));
-            let written = file.write_all_at(&block, (self.in_file * ROW_BYTES) as u64);
-            written.map_err(|error| self.room.error(error))?;
-            self.in_file += rows.len();
-        }
-        self.file = Some(file);
+        let make = || self.room.file().map(RecordFile::new);
+        let made = self.file.take().map_or_else(make, Ok);
+        let file = self.file.insert(made.map_err(|error| self.room.error(error))?);
+        file.append(&self.tail).map_err(|error| self.room.error(error))?;
+        self.tail = Vec::with_capacity(BLOCK_ROWS);
         Ok(())
     }
 
+    fn in_file(&self) -> usize {
+        self.file.as_ref().map_or(0, RecordFile::records)
+    }
+
     pub fn len(&self) -> usize {
-        self.in_file + self.tail.len()
+        self.in_file() + self.tail.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -124,13 +117,12 @@ impl Rows {
     /// Reads rows by their positions. Those past the end are left out.
     fn read(&self, range: Range<usize>, out: &mut Vec<Row>) -> Result<(), RepoError> {
         out.clear();
-        let in_file = range.start.min(self.in_file)..range.end.min(self.in_file);
-        if let Some(file) = self.file.as_ref().filter(|_| !in_file.is_empty()) {
-            let mut raw = vec![0; in_file.len() * ROW_BYTES];
-            file.read_exact_at(&mut raw, (in_file.start * ROW_BYTES) as u64).map_err(|error| self.room.error(error))?;
-            out.extend(raw.chunks_exact(ROW_BYTES).map(Row::decode));
+        let in_file = self.in_file();
+        if let Some(file) = self.file.as_ref().filter(|_| range.start < in_file) {
+            let read = file.read(range.start..range.end.min(in_file), out);
+            read.map_err(|error| self.room.error(error))?;
         }
-        let in_tail = |at: usize| at.clamp(self.in_file, self.len()) - self.in_file;
+        let in_tail = |at: usize| at.clamp(in_file, self.len()) - in_file;
         out.extend_from_slice(&self.tail[in_tail(range.start)..in_tail(range.end)]);
         Ok(())
     }
