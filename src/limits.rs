@@ -69,7 +69,7 @@ pub const EARLIER_CHUNKS_AHEAD: usize = 2048;
 /// All of it is passed over once more where the stream goes on elsewhere, unless more than so many chunks were, and so many for
 /// each chunk of the stream.
 pub const EARLIER_SCAN_FREE: u64 = 64 << 10;
-pub const EARLIER_SCANS_PER_CHUNK: u64 = 4;
+pub const EARLIER_SCANS_PER_CHUNK: u64 = 16;
 /// Items of the parent snapshot in which bases are looked for: not smaller than this, and no more of them.
 pub const EARLIER_ITEM_BYTES_MIN: u64 = 64 << 10;
 pub const EARLIER_ITEMS_MAX: usize = 20_000;

@@ -8,7 +8,6 @@ use lab::*;
 use vault::backend::Backend;
 use vault::backend::fault::{Failure, Fault, Faults, Rule};
 use vault::backend::recording::CallKind;
-use vault::format::manifest::ChunkerParams;
 use vault::ops::snapshot::{SnapshotError, Taken};
 use vault::pipeline::PipelineError;
 use vault::repo::Repository;
@@ -131,35 +130,40 @@ fn a_store_that_fails_amid_a_run_is_named_and_leaves_no_backup() {
     }
 }
 
-/// Rows of which those of every other 160 kilobytes change: the chunks between are stored.
+/// Rows of which one in ten has changed.
+fn changing_everywhere(day: usize) -> Vec<u8> {
+    changing_rows(600_000, day)
+}
+
+/// Rows of which those of every other 320 kilobytes change: the chunks between are stored.
 fn changing_here_and_there(day: usize) -> Vec<u8> {
-    let dumps = [dump(0), dump(day)];
+    let dumps = [0, day].map(changing_everywhere);
     let [first, changed] = dumps.each_ref().map(|dump| dump.split_inclusive(|byte| *byte == b'\n'));
     let rows = first.zip(changed).enumerate();
-    rows.flat_map(|(row, (first, changed))| if row / 2000 % 2 == 0 { first } else { changed }).copied().collect()
+    rows.flat_map(|(row, (first, changed))| if row / 4000 % 2 == 0 { first } else { changed }).copied().collect()
 }
 
 #[test]
 fn what_comes_after_a_large_table_that_was_emptied_rests_on_what_it_was() {
-    // The bytes of a second snapshot. With small chunks less is known of the first at a time than the table has.
+    // The bytes of a second snapshot.
     let second = |depth, first: Vec<u8>, second: Vec<u8>| {
-        let lab = Lab::with_config(|config| {
-            config.chunker = ChunkerParams { chunker: 1, min: 4 << 10, avg: 16 << 10, max: 64 << 10 };
-            config.delta.depth = depth;
-        });
+        let lab = Lab::with_config(|config| config.delta.depth = depth);
         let (repo, days) = (lab.open("a"), [first, second].map(|bytes| items(&[("dump", bytes)])));
         let [first, second] = days.each_ref().map(|items| take(&repo, "n", items).snapshot);
         assert_whole(&lab, &[(first.id, &days[0]), (second.id, &days[1])]);
         second.manifest.bytes_stored
     };
-    let [before, after] = [0, 1].map(changing_here_and_there);
-    let table = noise(7, 70_000_000);
-    let with_table = [&table[..], &before].concat();
-    let (plain, known) = (second(0, before.clone(), after.clone()), second(8, before, after.clone()));
-    assert!(known * 2 < plain, "{known} of {plain}: there is something to be won");
-    for (what, next) in [("emptied", after.clone()), ("moved", [after, table].concat())] {
-        let stored = second(8, with_table.clone(), next);
-        let bound = known + (plain - known) / 8;
-        assert!(stored < bound, "{what}: {stored} bytes, {known} without a table, {plain} without bases");
+    // More than is known of the first at a time.
+    let table = noise(7, 220_000_000);
+    for dump in [changing_here_and_there, changing_everywhere] {
+        let [before, after] = [0, 1].map(dump);
+        let with_table = [&table[..], &before].concat();
+        let (plain, known) = (second(0, before.clone(), after.clone()), second(8, before, after.clone()));
+        assert!(known * 2 < plain, "{known} of {plain}: there is something to be won");
+        for (what, next) in [("emptied", after.clone()), ("moved", [&after[..], &table].concat())] {
+            let stored = second(8, with_table.clone(), next);
+            let bound = known + (plain - known) / 8;
+            assert!(stored < bound, "{what}: {stored} bytes, {known} without a table, {plain} without bases");
+        }
     }
 }

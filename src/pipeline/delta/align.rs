@@ -4,6 +4,8 @@
 //! in two versions of the same than by accident. Only those that agree are looked at, so a chunk among those of hundreds of
 //! items costs some ten microseconds.
 
+use std::collections::VecDeque;
+
 use super::place::{SAME_CHUNK, SKIP_COSTS, STEPS_MAX, gain};
 use crate::format::manifest::{ChunkEntry, bytes_of};
 
@@ -81,12 +83,23 @@ pub fn sure(chunks: usize) -> i32 {
 /// The chunks of a new item so far, laid along those of all others.
 #[derive(Default)]
 pub struct Alignment {
-    new: Vec<ChunkEntry>,
+    /// How many there are, and the bytes of the last ones.
+    count: usize,
+    last_bytes: VecDeque<u32>,
     /// For each chunk of the others the number of new chunks at whose end its own was found last, and the score of the chain
     /// that leads there.
     ends: Vec<(usize, i32)>,
-    /// For each item the best score so far.
-    best: Vec<i32>,
+    /// For each item.
+    best: Vec<Best>,
+}
+
+/// The best chain so far that leads through an item.
+#[derive(Clone, Copy, Default)]
+pub struct Best {
+    /// In bits.
+    pub score: i32,
+    /// The chunk of the item at which it ends.
+    pub last: usize,
 }
 
 impl Alignment {
@@ -94,12 +107,14 @@ impl Alignment {
     /// calls.
     pub fn add(&mut self, fronts: &Fronts, new: &ChunkEntry, is_stored: bool) {
         self.ends.resize(fronts.chunks.len(), (0, 0));
-        self.best.resize(fronts.begins.len(), 0);
-        self.new.push(*new);
-        let number = self.new.len();
+        self.best.resize(fronts.begins.len(), Best::default());
+        self.count += 1;
+        let number = self.count;
+        self.last_bytes.push_front(new.bytes);
+        self.last_bytes.truncate(SPAN_MAX);
         let mut found = Vec::new();
-        for span in 1..=SPAN_MAX.min(number) {
-            let bytes = bytes_of(&self.new[number - span..]) as u64;
+        for span in 1..=self.last_bytes.len() {
+            let bytes = self.last_bytes.iter().take(span).map(|bytes| u64::from(*bytes)).sum::<u64>();
             for other in fronts.about(bytes) {
                 let is_same = is_stored && span == 1 && other.span == 1 && fronts.chunks[other.last].entry == *new;
                 let gained = if is_same { 2 * SAME_CHUNK } else { agreement(other.bytes.abs_diff(bytes)) };
@@ -112,26 +127,28 @@ impl Alignment {
             if number - end.0 > STEPS_MAX as usize || score > end.1 {
                 *end = (number, score);
             }
-            let best = &mut self.best[fronts.chunks[last].item];
-            *best = score.max(*best);
+            let item = fronts.chunks[last].item;
+            if score > self.best[item].score {
+                self.best[item] = Best { score, last: last - fronts.begins[item] };
+            }
         }
     }
 
-    /// For each item, in bits.
-    pub fn best(&self) -> &[i32] {
+    /// For each item.
+    pub fn best(&self) -> &[Best] {
         &self.best
     }
 
     /// The score of the best chain that ends where a distance, found over the last `span` new chunks, begins.
     fn before(&self, fronts: &Fronts, other: &Distance, span: usize) -> i32 {
         let item = fronts.chunks[other.last].item;
-        if self.new.len() == span && fronts.begins[item] + other.span == other.last + 1 {
+        if self.count == span && fronts.begins[item] + other.span == other.last + 1 {
             return AT_BEGINNING;
         }
         let chain = |skipped: usize| {
             let end = (other.last + 1).checked_sub(other.span + skipped + 1)?;
             let (number, score) = self.ends[end];
-            let new_skipped = (self.new.len() - span).checked_sub(number)?;
+            let new_skipped = (self.count - span).checked_sub(number)?;
             let is_chain = number > 0 && fronts.chunks[end].item == item && new_skipped < STEPS_MAX as usize;
             is_chain.then_some(score - skips(skipped + new_skipped))
         };
@@ -161,7 +178,7 @@ mod tests {
         let mut alignment = Alignment::default();
         let add = |entry| {
             alignment.add(&fronts, entry, false);
-            *alignment.best().iter().max().unwrap() - sure(fronts.len())
+            alignment.best().iter().map(|best| best.score).max().unwrap() - sure(fronts.len())
         };
         new.iter().map(add).collect()
     }

@@ -3,15 +3,17 @@
 //! Most cut points survive most changes, and those of both versions say where the stream is. A wrong guess costs bytes,
 //! never correctness.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, bounded};
 
+use super::lost::Lost;
 use super::place::Place;
-use super::strays::{Stray, Strays, Way};
+use super::rescan::{Budget, Passed, Way};
+use super::strays::Strays;
 use super::window::Window;
 use crate::format::manifest::{ChunkEntry, StreamRef};
-use crate::id::ChunkId;
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
 
@@ -29,71 +31,91 @@ pub struct Earlier {
     window: Window,
     place: Place,
     strays: Strays,
+    lost: Lost,
+    budget: Budget,
+    /// The length of the largest chunks, which says nothing.
+    chunk_bytes_max: u32,
 }
 
 impl Earlier {
     /// Walks `stream` on a thread of its own, which ends with this value.
     pub fn new(reader: Arc<Reader>, stream: StreamRef) -> Self {
-        Self::walked(Arc::new(move |each| {
+        let chunk_bytes_max = reader.repo().config.chunker.max;
+        let walk = move |each: &mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>| {
             reader.walk(&stream, &mut |depth, entry| if depth == 0 { each(entry) } else { Ok(()) })
-        }))
+        };
+        Self::walked(Arc::new(walk), chunk_bytes_max)
     }
 
     /// Walks a list, by threads of its own: once alongside the new version, and again where that goes on elsewhere.
-    pub(super) fn walked(walk: Arc<Walk>) -> Self {
+    pub(super) fn walked(walk: Arc<Walk>, chunk_bytes_max: u32) -> Self {
         let window = Window::new(batches(walk.clone(), 0), 0, 0);
-        Self { walk, window, place: Place::at(0), strays: Strays::default() }
+        let (strays, lost, budget) = Default::default();
+        Self { walk, window, place: Place::at(0), strays, lost, budget, chunk_bytes_max }
     }
 
     /// Follows the new stream over a chunk at byte `at`; returns its bases, none if it is stored already.
     pub fn follow(&mut self, entry: &ChunkEntry, at: u64, is_stored: bool) -> Vec<ChunkEntry> {
-        self.strays.follow();
-        if !is_stored {
-            return self.bases(at, entry.bytes);
+        let passed = Passed { entry: *entry, at, is_stored };
+        self.budget.follow();
+        let there = self.step(&passed);
+        let bases = if is_stored { Vec::new() } else { self.bases(there, &passed) };
+        if let Some(way) = self.find_way(passed) {
+            self.go_on(way);
         }
-        self.anchor(&entry.id, at, entry.bytes);
-        if self.window.numbers(&entry.id).next().is_some() {
-            self.strays.clear();
-        } else if self.strays.note(Stray { entry: *entry, at }) {
-            self.find_way();
-        }
-        Vec::new()
+        bases
     }
 
-    /// Goes on where the last chunks stand that are stored, wherever that is.
-    fn find_way(&mut self) {
-        let walk = &self.walk;
-        let found = self.strays.find(|each| {
-            note_failure(walk(&mut |entry| {
-                each(entry);
-                Ok(())
-            }));
-        });
-        let Some(Way { number, start, drift }) = found else { return };
+    /// Where the stream goes on, if the last chunks say that it does so elsewhere.
+    fn find_way(&mut self, passed: Passed) -> Option<Way> {
+        let is_near = passed.is_stored && self.window.numbers(&passed.entry.id).next().is_some();
+        if is_near {
+            self.strays.clear();
+        }
+        if self.place.is_sure() {
+            self.lost.clear();
+        }
+        let is_stray = passed.is_stored && !is_near && self.strays.note(passed);
+        let is_lost = !self.place.is_sure() && self.lost.note(passed) && self.place.is_lost();
+        if !self.budget.is_left() {
+            return None;
+        }
+        let (walk, budget) = (&*self.walk, &mut self.budget);
+        let mut way = None;
+        if is_stray {
+            way = self.strays.find(|each| scan(walk, budget, each));
+        }
+        if is_lost && way.is_none() {
+            way = self.lost.find(self.chunk_bytes_max, |each| scan(walk, budget, each));
+        }
+        way
+    }
+
+    fn go_on(&mut self, Way { number, start, drift, last }: Way) {
         tracing::debug!("a stream goes on elsewhere in its earlier version: from byte {start} on");
         self.window = Window::new(batches(self.walk.clone(), number), number, start);
         self.place = Place::at(drift);
-        for Stray { entry, at } in self.strays.take() {
-            self.anchor(&entry.id, at, entry.bytes);
+        for passed in last {
+            self.step(&passed);
         }
     }
 
-    /// A chunk of the new stream, at byte `at`, is stored already.
-    fn anchor(&mut self, id: &ChunkId, at: u64, bytes: u32) {
-        self.window.slide(self.place.expected(at));
-        self.place.follow(&self.window, Some(id), at, bytes);
+    /// Moves on over a chunk. Returns the numbers of the earlier ones that stand where it stands, if both its ends were found.
+    fn step(&mut self, passed: &Passed) -> Option<RangeInclusive<u64>> {
+        self.window.slide(self.place.expected(passed.at));
+        let id = passed.is_stored.then_some(&passed.entry.id);
+        self.place.follow(&self.window, id, passed.at, passed.entry.bytes)
     }
 
-    /// The earlier chunks that stand where a new chunk of `bytes` at byte `at` stands now, in order; often one, or none.
-    fn bases(&mut self, at: u64, bytes: u32) -> Vec<ChunkEntry> {
-        self.window.slide(self.place.expected(at));
-        if let Some(numbers) = self.place.follow(&self.window, None, at, bytes) {
+    /// The earlier chunks that stand where a new chunk stands now, in order; often one, or none.
+    fn bases(&self, there: Option<RangeInclusive<u64>>, passed: &Passed) -> Vec<ChunkEntry> {
+        if let Some(numbers) = there {
             return numbers.filter_map(|number| self.window.get(number)).map(|known| known.entry).collect();
         }
         if self.place.is_lost() {
             return Vec::new();
         }
-        let (from, to) = (self.place.expected(at), self.place.expected(at + u64::from(bytes)));
+        let (from, to) = (self.place.expected(passed.at), self.place.expected(passed.end()));
         let touched = (self.window.first_ending_after(from)..).map_while(|number| self.window.get(number));
         touched
             .take_while(|known| known.start < to)
@@ -101,6 +123,15 @@ impl Earlier {
             .map(|known| known.entry)
             .collect()
     }
+}
+
+/// Calls with each chunk of a list, as far as it can be read.
+fn scan(walk: &Walk, budget: &mut Budget, each: &mut dyn FnMut(ChunkEntry)) {
+    note_failure(walk(&mut |entry| {
+        budget.spend();
+        each(entry);
+        Ok(())
+    }));
 }
 
 /// The chunks of a list from the one numbered `first` on, by a thread of its own, which ends with the receiver.

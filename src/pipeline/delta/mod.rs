@@ -1,13 +1,16 @@
 //! Finds bases: the chunks of an item's earlier version that stand where a new chunk stands now.
 //!
 //! No sketches and no table of hashes: the earlier chunk list is walked alongside the stream (`earlier`), and the cut points of
-//! both say where the stream is. Where it goes on far away, chunks that have not changed say so (`strays`). An item of a name
+//! both say where the stream is. Where it goes on far away, chunks that have not changed say so (`strays`), or the cut points of
+//! those that have (`lost`). An item of a name
 //! that is new is recognised by the lengths of its first chunks among those of the items that there are (`search`). So a fresh
 //! machine finds the same bases as one with a full cache.
 
 mod align;
 mod earlier;
+mod lost;
 mod place;
+mod rescan;
 mod search;
 mod similar;
 mod strays;

@@ -8,6 +8,7 @@
 //! copies of the same text; and lengths that repeat, as those of chunks of the largest size do, say nothing.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 use super::window::Window;
 use crate::id::ChunkId;
@@ -80,6 +81,11 @@ impl Place {
         self.trust < TRUST_MIN
     }
 
+    /// Whether `expected` holds beyond doubt.
+    pub fn is_sure(&self) -> bool {
+        self.trust >= SCORE_SURE
+    }
+
     /// Follows the new version over a chunk of `bytes` at byte `at`; with `id` if the earlier version may hold it too. Returns
     /// the numbers of the earlier chunks that stand where it stands, if both its ends were found.
     pub fn follow(
@@ -88,7 +94,7 @@ impl Place {
         id: Option<&ChunkId>,
         at: u64,
         bytes: u32,
-    ) -> Option<impl Iterator<Item = u64> + use<>> {
+    ) -> Option<RangeInclusive<u64>> {
         let end = at + u64::from(bytes);
         let guesses =
             self.next_of_the_same(window, id).map_or_else(|| self.guesses(window, id, end, bytes), |guess| vec![guess]);

@@ -35,7 +35,7 @@ impl Group {
     /// How well each agrees.
     pub fn scored<'g>(&'g self, alignment: &'g Alignment) -> impl Iterator<Item = Scored<'g>> {
         let scored = |(number, (known, score))| Scored { known, score, is_settled: number < self.settled };
-        self.items.iter().zip(alignment.best().iter().copied()).enumerate().map(scored)
+        self.items.iter().zip(alignment.best().iter().map(|best| best.score)).enumerate().map(scored)
     }
 
     /// What was new of the items that cannot be read yet.

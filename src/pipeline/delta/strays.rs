@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
+use super::rescan::{Passed, Way};
 use crate::format::manifest::ChunkEntry;
-use crate::limits::{EARLIER_SCAN_FREE, EARLIER_SCANS_PER_CHUNK};
 
 /// With so many strays, and nothing near between them, the earlier version is scanned for them.
 const STRAYS_MIN: usize = 8;
@@ -15,33 +15,13 @@ const DRIFT_DIFFERS_MAX: u64 = 256 << 10;
 /// Of one that stands at many places, as pages of zeros do, so many are looked at.
 const HITS_MAX: usize = 16;
 
-/// A chunk of the new version, at a byte, that is stored.
-#[derive(Debug, Clone, Copy)]
-pub struct Stray {
-    pub entry: ChunkEntry,
-    pub at: u64,
-}
-
-/// Where strays stand.
-#[derive(Debug)]
-pub struct Way {
-    /// The first of the earlier chunks that were found, and the byte at which it starts.
-    pub number: u64,
-    pub start: u64,
-    /// Place in the earlier version minus place in the new one.
-    pub drift: i64,
-}
-
 /// The last strays, and when to scan for them.
 pub struct Strays {
-    last: VecDeque<Stray>,
+    last: VecDeque<Passed>,
     /// Strays since a stored chunk was near.
     run: usize,
     /// So many it takes to scan. Twice as many after each scan in vain: what is stored may be another item's.
     wanted: usize,
-    /// Chunks of the new version so far, and of the earlier one that scans have passed.
-    followed: u64,
-    scanned: u64,
 }
 
 /// A stray, by its place in `last`, and where it was found.
@@ -54,24 +34,19 @@ struct Hit {
 
 impl Default for Strays {
     fn default() -> Self {
-        Self { last: VecDeque::new(), run: 0, wanted: STRAYS_MIN, followed: 0, scanned: 0 }
+        Self { last: VecDeque::new(), run: 0, wanted: STRAYS_MIN }
     }
 }
 
 impl Strays {
-    /// A chunk of the new version has passed.
-    pub fn follow(&mut self) {
-        self.followed += 1;
-    }
-
     /// The stream is where its earlier version was thought to be.
     pub fn clear(&mut self) {
         self.last.clear();
         self.run = 0;
     }
 
-    /// Notes a chunk that is stored and stands nowhere near. Says whether the earlier version is to be scanned now.
-    pub fn note(&mut self, stray: Stray) -> bool {
+    /// Notes a chunk that is stored and stands nowhere near. Says whether the earlier version is to be scanned.
+    pub fn note(&mut self, stray: Passed) -> bool {
         // One that comes again and again says nothing.
         if self.last.iter().any(|last| last.entry == stray.entry) {
             return false;
@@ -81,13 +56,7 @@ impl Strays {
         }
         self.last.push_back(stray);
         self.run += 1;
-        self.run >= self.wanted && self.scanned <= EARLIER_SCAN_FREE + self.followed * EARLIER_SCANS_PER_CHUNK
-    }
-
-    /// The last ones, in order; there are none any more.
-    pub fn take(&mut self) -> VecDeque<Stray> {
-        self.run = 0;
-        std::mem::take(&mut self.last)
+        self.run >= self.wanted
     }
 
     /// Finds where most of the last strays stand. `scan` calls with every chunk of the earlier version, in order.
@@ -105,16 +74,17 @@ impl Strays {
             number += 1;
             start += u64::from(entry.bytes);
         });
-        self.scanned += number;
-        let way = choose(&hits);
-        self.wanted = if way.is_some() { STRAYS_MIN } else { self.wanted.saturating_mul(2) };
         self.run = 0;
-        way
+        let Some((number, start, drift)) = choose(&hits) else {
+            self.wanted = self.wanted.saturating_mul(2);
+            return None;
+        };
+        Some(Way { number, start, drift, last: std::mem::take(self).last })
     }
 }
 
-/// The place that most of the strays agree on. `hits` are in the order of the earlier version.
-fn choose(hits: &[Hit]) -> Option<Way> {
+/// The place that most of the strays agree on: number and byte of the first chunk there, and the drift. `hits` are in the order of the earlier version.
+fn choose(hits: &[Hit]) -> Option<(u64, u64, i64)> {
     let near = |one: &Hit| {
         let drift = one.drift;
         hits.iter().filter(move |hit| hit.drift.abs_diff(drift) <= DRIFT_DIFFERS_MAX)
@@ -124,7 +94,7 @@ fn choose(hits: &[Hit]) -> Option<Way> {
     let best = hits.iter().rev().max_by_key(|hit| agreeing(hit)).filter(|best| agreeing(best) >= AGREE_MIN)?;
     let first = near(best).next()?;
     let last = near(best).max_by_key(|hit| hit.stray)?;
-    Some(Way { number: first.number, start: first.start, drift: last.drift })
+    Some((first.number, first.start, last.drift))
 }
 
 #[cfg(test)]
@@ -139,8 +109,9 @@ mod tests {
     /// Where strays are found whose chunks follow each other from byte 100,000 on.
     fn find(strays: &[u8], earlier: &[u8]) -> Option<(u64, u64, i64)> {
         let mut noted = Strays::default();
-        let last =
-            (0..).zip(strays).map(|(at, number)| noted.note(Stray { entry: entry(*number), at: 100_000 + at * 1000 }));
+        let last = (0..)
+            .zip(strays)
+            .map(|(at, number)| noted.note(Passed { entry: entry(*number), at: 100_000 + at * 1000, is_stored: true }));
         assert!(last.last().unwrap_or_default(), "it is time to scan");
         let way = noted.find(|each| earlier.iter().for_each(|number| each(entry(*number))));
         way.map(|way| (way.number, way.start, way.drift))

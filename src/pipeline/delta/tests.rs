@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::earlier::Earlier;
 use crate::format::manifest::ChunkEntry;
 use crate::id::ChunkId;
+use crate::pipeline::PipelineError;
 
 const CHUNK_BYTES_MAX: u64 = 256 << 10;
 /// The name of every chunk that nobody has.
@@ -55,7 +56,10 @@ pub fn entries(lengths: &[u64]) -> Vec<ChunkEntry> {
 
 fn walk(earlier: &[ChunkEntry]) -> Earlier {
     let earlier = earlier.to_vec();
-    Earlier::walked(Arc::new(move |each| earlier.iter().try_for_each(|entry| each(*entry))))
+    let walk = move |each: &mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>| {
+        earlier.iter().try_for_each(|entry| each(*entry))
+    };
+    Earlier::walked(Arc::new(walk), u32::try_from(CHUNK_BYTES_MAX).unwrap())
 }
 
 /// Changes scattered over all chunks: one cut point in `lost_one_in` is lost, and each chunk loses about one byte in
@@ -177,26 +181,62 @@ fn what_is_farther_away_than_the_window_reaches_is_found_by_what_is_stored_of_it
 }
 
 #[test]
+fn what_is_farther_away_and_has_changed_everywhere_is_found_by_its_cut_points() {
+    let share = least(|numbers| {
+        let earlier = lengths(numbers, 12_000);
+        let mut made = scattered(&earlier, numbers, 12, 400);
+        let tail = made.split_off(7000);
+        match numbers.below(3) {
+            // Its order is another.
+            0 => {
+                made.splice(0..0, tail);
+            }
+            // Most of what came before it is gone.
+            1 => {
+                made.truncate(2000);
+                made.extend(tail);
+            }
+            // As much again has come before it.
+            _ => {
+                let new = |_| Made { bytes: numbers.length(), of: Vec::new(), is_same: false };
+                let new: Vec<_> = (0..4000).map(new).collect();
+                made.extend(new);
+                made.extend(tail);
+            }
+        }
+        (earlier, made)
+    });
+    assert!(share > 0.9, "{share}");
+}
+
+#[test]
 fn for_what_stands_nowhere_an_earlier_version_is_not_read_again_and_again() {
-    let numbers = &mut Numbers(1);
-    let earlier: Arc<[ChunkEntry]> = entries(&lengths(numbers, 10_000)).into();
-    let passed = Arc::<AtomicU64>::default();
-    let (list, counted) = (earlier.clone(), passed.clone());
-    let mut walked = Earlier::walked(Arc::new(move |each| {
-        list.iter().try_for_each(|entry| {
-            counted.fetch_add(1, Relaxed);
-            each(*entry)
-        })
-    }));
-    // Stored, but by another item.
-    let strangers = (0..40_000).map(|number| ChunkEntry { id: id(1_000_000 + number), bytes: 50_000 });
-    let mut at = 0;
-    for stranger in strangers {
-        walked.follow(&stranger, at, true);
-        at += u64::from(stranger.bytes);
+    // Stored, but by another item; and new.
+    for (is_stored, times) in [(true, 2..16), (false, 16..80)] {
+        let numbers = &mut Numbers(1);
+        let earlier = entries(&lengths(numbers, 10_000));
+        let all = earlier.len() as u64;
+        let passed = Arc::<AtomicU64>::default();
+        let counted = passed.clone();
+        let walk = move |each: &mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>| {
+            earlier.iter().try_for_each(|entry| {
+                counted.fetch_add(1, Relaxed);
+                each(*entry)
+            })
+        };
+        let mut walked = Earlier::walked(Arc::new(walk), u32::try_from(CHUNK_BYTES_MAX).unwrap());
+        let mut at = 0;
+        for number in 0..40_000 {
+            let bytes = u32::try_from(numbers.length()).unwrap();
+            walked.follow(&ChunkEntry { id: id(1_000_000 + number), bytes }, at, is_stored);
+            at += u64::from(bytes);
+        }
+        let passed = passed.load(Relaxed);
+        assert!(
+            (times.start * all..times.end * all).contains(&passed),
+            "{passed} chunks of {all}, stored: {is_stored}"
+        );
     }
-    let (passed, all) = (passed.load(Relaxed), earlier.len() as u64);
-    assert!((2 * all..16 * all).contains(&passed), "{passed} chunks of {all}");
 }
 
 #[test]
