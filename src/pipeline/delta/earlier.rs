@@ -77,18 +77,15 @@ impl Earlier {
         }
         let is_stray = passed.is_stored && !is_near && self.strays.note(passed);
         let is_lost = !self.place.is_sure() && self.lost.note(passed) && self.place.is_lost();
-        if !self.budget.is_left() {
+        if !(is_stray || is_lost) || !self.budget.is_left() {
             return None;
         }
         let (walk, budget) = (&*self.walk, &mut self.budget);
-        let mut way = None;
         if is_stray {
-            way = self.strays.find(|each| scan(walk, budget, each));
+            self.strays.find(|each| scan(walk, budget, each))
+        } else {
+            self.lost.find(self.chunk_bytes_max, |each| scan(walk, budget, each))
         }
-        if is_lost && way.is_none() {
-            way = self.lost.find(self.chunk_bytes_max, |each| scan(walk, budget, each));
-        }
-        way
     }
 
     fn go_on(&mut self, Way { number, start, drift, last }: Way) {
@@ -125,13 +122,17 @@ impl Earlier {
     }
 }
 
-/// Calls with each chunk of a list, as far as it can be read.
+/// Calls with each chunk of a list, as far as it can be read: if not to its end, never again.
 fn scan(walk: &Walk, budget: &mut Budget, each: &mut dyn FnMut(ChunkEntry)) {
-    note_failure(walk(&mut |entry| {
+    let walked = walk(&mut |entry| {
         budget.spend();
         each(entry);
         Ok(())
-    }));
+    });
+    if walked.is_err() {
+        budget.end();
+    }
+    note_failure(walked);
 }
 
 /// The chunks of a list from the one numbered `first` on, by a thread of its own, which ends with the receiver.

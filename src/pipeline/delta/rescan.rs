@@ -52,6 +52,11 @@ impl Budget {
 
     /// A chunk of the earlier version was passed over.
     pub fn spend(&mut self) {
-        self.scanned += 1;
+        self.scanned = self.scanned.saturating_add(1);
+    }
+
+    /// It cannot be passed over.
+    pub fn end(&mut self) {
+        self.scanned = u64::MAX;
     }
 }

@@ -8,6 +8,7 @@ use super::earlier::Earlier;
 use crate::format::manifest::ChunkEntry;
 use crate::id::ChunkId;
 use crate::pipeline::PipelineError;
+use crate::progress::Cancelled;
 
 const CHUNK_BYTES_MAX: u64 = 256 << 10;
 /// The name of every chunk that nobody has.
@@ -237,6 +238,24 @@ fn for_what_stands_nowhere_an_earlier_version_is_not_read_again_and_again() {
             "{passed} chunks of {all}, stored: {is_stored}"
         );
     }
+}
+
+#[test]
+fn an_earlier_version_that_cannot_be_read_is_not_asked_for_again_and_again() {
+    let numbers = &mut Numbers(1);
+    let asked = Arc::<AtomicU64>::default();
+    let counted = asked.clone();
+    let walk = move |_: &mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>| {
+        counted.fetch_add(1, Relaxed);
+        Err(PipelineError::from(Cancelled))
+    };
+    let mut walked = Earlier::walked(Arc::new(walk), u32::try_from(CHUNK_BYTES_MAX).unwrap());
+    for number in 0..1000 {
+        let new = ChunkEntry { id: id(number), bytes: u32::try_from(numbers.length()).unwrap() };
+        walked.follow(&new, number * 80_000, number % 2 == 0);
+    }
+    // Once beside the stream, and once where the place was lost.
+    assert_eq!(asked.load(Relaxed), 2);
 }
 
 #[test]
