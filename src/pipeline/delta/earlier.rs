@@ -68,15 +68,18 @@ impl Earlier {
 
     /// Where the stream goes on, if the last chunks say that it does so elsewhere.
     fn find_way(&mut self, passed: Passed) -> Option<Way> {
-        let is_near = passed.is_stored && self.window.numbers(&passed.entry.id).next().is_some();
-        if is_near {
-            self.strays.clear();
-        }
-        if self.place.is_sure() {
+        let is_lost = if self.place.is_sure() {
             self.lost.clear();
-        }
-        let is_stray = passed.is_stored && !is_near && self.strays.note(passed);
-        let is_lost = !self.place.is_sure() && self.lost.note(passed) && self.place.is_lost();
+            false
+        } else {
+            self.lost.note(passed) && self.place.is_lost()
+        };
+        let is_stray = if passed.is_stored && self.window.numbers(&passed.entry.id).next().is_some() {
+            self.strays.clear();
+            false
+        } else {
+            passed.is_stored && self.strays.note(passed)
+        };
         if !(is_stray || is_lost) || !self.budget.is_left() {
             return None;
         }

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::align::{Alignment, Fronts, sure};
+use super::align::{Alignment, Best, Fronts, sure};
 use super::rescan::{Passed, Way};
 use crate::format::manifest::ChunkEntry;
 use crate::limits::SIMILAR_FRONT_CHUNKS;
@@ -22,7 +22,7 @@ pub struct Lost {
     wanted: usize,
 }
 
-/// The earlier chunk, its number and the byte at which it starts, that ends where one of the last chunks does.
+/// The earlier chunk, its number, and the bytes at which it starts and ends, that ends where one of the last chunks does.
 #[derive(Default)]
 struct Found {
     /// In bits.
@@ -30,7 +30,7 @@ struct Found {
     last: usize,
     number: usize,
     start: u64,
-    bytes: u32,
+    end: u64,
 }
 
 impl Default for Lost {
@@ -68,11 +68,12 @@ impl Lost {
         let mut found = Found::default();
         scan(&mut |entry| {
             along.add(&fronts, &entry, false);
-            let best = along.best()[0];
-            if best.score > found.score {
-                found = Found { score: best.score, last: best.last, number: count, start, bytes: entry.bytes };
+            let Best { score, last } = along.best()[0];
+            let end = start + u64::from(entry.bytes);
+            if score > found.score {
+                found = Found { score, last, number: count, start, end };
             }
-            (count, start) = (count + 1, start + u64::from(entry.bytes));
+            (count, start) = (count + 1, end);
         });
         if found.score < sure(count) {
             self.run = 0;
@@ -81,8 +82,7 @@ impl Lost {
         }
         let mut last = std::mem::take(self).last;
         last.drain(..found.last);
-        let end = found.start + u64::from(found.bytes);
-        let drift = end.cast_signed() - last.front()?.end().cast_signed();
+        let drift = found.end.cast_signed() - last.front()?.end().cast_signed();
         Some(Way { number: found.number as u64, start: found.start, drift, last })
     }
 }

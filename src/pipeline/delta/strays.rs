@@ -83,7 +83,8 @@ impl Strays {
     }
 }
 
-/// The place that most of the strays agree on: number and byte of the first chunk there, and the drift. `hits` are in the order of the earlier version.
+/// The place that most of the strays agree on: number and byte of the first chunk there, and the drift. `hits` are in the order
+/// of the earlier version.
 fn choose(hits: &[Hit]) -> Option<(u64, u64, i64)> {
     let near = |one: &Hit| {
         let drift = one.drift;

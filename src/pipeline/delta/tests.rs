@@ -56,10 +56,26 @@ pub fn entries(lengths: &[u64]) -> Vec<ChunkEntry> {
 }
 
 fn walk(earlier: &[ChunkEntry]) -> Earlier {
+    walk_counted(earlier, Arc::default())
+}
+
+/// Counts the chunks of the earlier version that are passed over.
+fn walk_counted(earlier: &[ChunkEntry], passed: Arc<AtomicU64>) -> Earlier {
     let earlier = earlier.to_vec();
-    let walk = move |each: &mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>| {
-        earlier.iter().try_for_each(|entry| each(*entry))
-    };
+    walk_by(move |each| {
+        earlier.iter().try_for_each(|entry| {
+            passed.fetch_add(1, Relaxed);
+            each(*entry)
+        })
+    })
+}
+
+fn walk_by(
+    walk: impl Fn(&mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>) -> Result<(), PipelineError>
+    + Send
+    + Sync
+    + 'static,
+) -> Earlier {
     Earlier::walked(Arc::new(walk), u32::try_from(CHUNK_BYTES_MAX).unwrap())
 }
 
@@ -218,14 +234,7 @@ fn for_what_stands_nowhere_an_earlier_version_is_not_read_again_and_again() {
         let earlier = entries(&lengths(numbers, 10_000));
         let all = earlier.len() as u64;
         let passed = Arc::<AtomicU64>::default();
-        let counted = passed.clone();
-        let walk = move |each: &mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>| {
-            earlier.iter().try_for_each(|entry| {
-                counted.fetch_add(1, Relaxed);
-                each(*entry)
-            })
-        };
-        let mut walked = Earlier::walked(Arc::new(walk), u32::try_from(CHUNK_BYTES_MAX).unwrap());
+        let mut walked = walk_counted(&earlier, passed.clone());
         let mut at = 0;
         for number in 0..40_000 {
             let bytes = u32::try_from(numbers.length()).unwrap();
@@ -245,11 +254,10 @@ fn an_earlier_version_that_cannot_be_read_is_not_asked_for_again_and_again() {
     let numbers = &mut Numbers(1);
     let asked = Arc::<AtomicU64>::default();
     let counted = asked.clone();
-    let walk = move |_: &mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>| {
+    let mut walked = walk_by(move |_| {
         counted.fetch_add(1, Relaxed);
         Err(PipelineError::from(Cancelled))
-    };
-    let mut walked = Earlier::walked(Arc::new(walk), u32::try_from(CHUNK_BYTES_MAX).unwrap());
+    });
     for number in 0..1000 {
         let new = ChunkEntry { id: id(number), bytes: u32::try_from(numbers.length()).unwrap() };
         walked.follow(&new, number * 80_000, number % 2 == 0);
