@@ -30,10 +30,7 @@ impl Target {
     ) -> Result<Self, PostgresError> {
         let failed =
             |e| PostgresError::restore(format!("the databases of {} could not be listed", options.connection.at()), e);
-        let sql = format!(
-            "SELECT datistemplate, pg_catalog.pg_encoding_to_char(encoding) FROM pg_catalog.pg_database WHERE datname = {}",
-            literal(into)
-        );
+        let sql = format!("SELECT datistemplate FROM pg_catalog.pg_database WHERE datname = {}", literal(into));
         let rows = home.query(&sql).map_err(failed)?;
         let Some(row) = rows.first() else {
             if options.data_only {
