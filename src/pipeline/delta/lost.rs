@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::align::{Alignment, Best, Fronts, sure};
+use super::laid::lay;
 use super::rescan::{Passed, Way};
 use crate::format::manifest::ChunkEntry;
 use crate::limits::SIMILAR_FRONT_CHUNKS;
@@ -20,17 +20,6 @@ pub struct Lost {
     run: usize,
     /// So many it takes to scan. Half as many again after each scan in vain: what comes may be all new.
     wanted: usize,
-}
-
-/// The earlier chunk, its number, and the bytes at which it starts and ends, that ends where one of the last chunks does.
-#[derive(Default)]
-struct Found {
-    /// In bits.
-    score: i32,
-    last: usize,
-    number: usize,
-    start: u64,
-    end: u64,
 }
 
 impl Default for Lost {
@@ -58,32 +47,13 @@ impl Lost {
     /// Finds where the last ones stand. `scan` calls with every chunk of the earlier version, in order; those of
     /// `bytes_max` say nothing.
     pub fn find(&mut self, bytes_max: u32, scan: impl FnOnce(&mut dyn FnMut(ChunkEntry))) -> Option<Way> {
-        let mut fronts = Fronts::default();
-        // A stored chunk stands somewhere as it is: a copy, perhaps, of what the stream does not go on with.
-        let says = |passed: &Passed| if passed.is_stored { bytes_max } else { passed.entry.bytes };
-        let front = self.last.iter().map(|passed| ChunkEntry { bytes: says(passed), ..passed.entry });
-        fronts.extend([front.collect()], bytes_max);
-        let mut along = Alignment::default();
-        let (mut count, mut start) = (0usize, 0u64);
-        let mut found = Found::default();
-        scan(&mut |entry| {
-            along.add(&fronts, &entry, false);
-            let Best { score, last } = along.best()[0];
-            let end = start + u64::from(entry.bytes);
-            if score > found.score {
-                found = Found { score, last, number: count, start, end };
-            }
-            (count, start) = (count + 1, end);
-        });
-        if found.score < sure(count) {
+        let laid = lay(&self.last, bytes_max, scan);
+        if !laid.is_sure() {
             self.run = 0;
-            self.wanted = (self.wanted + self.wanted / 2).min(count / SCANS_MAX).max(LOST_MIN);
+            self.wanted = (self.wanted + self.wanted / 2).min(laid.count / SCANS_MAX).max(LOST_MIN);
             return None;
         }
-        let mut last = std::mem::take(self).last;
-        last.drain(..found.last);
-        let drift = found.end.cast_signed() - last.front()?.end().cast_signed();
-        Some(Way { number: found.number as u64, start: found.start, drift, last })
+        laid.way(std::mem::take(self).last)
     }
 }
 

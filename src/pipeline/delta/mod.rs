@@ -8,6 +8,7 @@
 
 mod align;
 mod earlier;
+mod laid;
 mod lost;
 mod place;
 mod rescan;
