@@ -2,15 +2,18 @@
 
 mod lab;
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use lab::*;
+use serde_json::json;
 use vault::backend::Backend;
 use vault::backend::fault::{Failure, Fault, Faults, Rule};
 use vault::backend::recording::CallKind;
 use vault::ops::snapshot::{SnapshotError, Taken};
 use vault::pipeline::PipelineError;
 use vault::repo::Repository;
+use vault::source::{ItemFacts, ItemSink};
 
 const ROWS: usize = 120_000;
 
@@ -166,4 +169,41 @@ fn what_comes_after_a_large_table_that_was_emptied_rests_on_what_it_was() {
             assert!(stored < bound, "{what}: {stored} bytes, {known} without a table, {plain} without bases");
         }
     }
+}
+
+#[test]
+fn a_dump_named_by_the_day_of_the_week_rests_on_that_of_yesterday() {
+    let days: Vec<_> = (0..5).map(|day| changing_rows(300_000, day)).collect();
+    // Each with the day of its content; it changed that day, if that is known.
+    let push = |sink: &dyn ItemSink, dumps: &[(&str, usize)], is_dated: bool| {
+        for (order, (path, day)) in (0..).zip(dumps) {
+            let mut item = sink.begin(order, path, "file")?;
+            item.write_all(&days[*day])?;
+            let changed = |day: usize| json!([day * 86_400, 0]);
+            let meta = is_dated.then(|| ("mtime".to_owned(), changed(*day))).into_iter().collect();
+            item.finish(ItemFacts { rows: None, meta })?;
+        }
+        Ok(())
+    };
+    let week = [("fri.sql", 2), ("mon.sql", 0), ("thu.sql", 3), ("tue.sql", 1)];
+    let contents = |dumps: &[(&str, usize)]| -> Items {
+        dumps.iter().map(|(path, day)| ((*path).to_owned(), days[*day].clone())).collect()
+    };
+    let second = |first: &[(&str, usize)], second: &[(&str, usize)], is_dated| {
+        let lab = Lab::new();
+        let repo = lab.open("a");
+        let [first, second] = [first, second].map(|dumps| {
+            let take = |sink: &dyn ItemSink| push(sink, dumps, is_dated);
+            (try_take(&repo, "n", jiff::Timestamp::now(), take).unwrap().snapshot, contents(dumps))
+        });
+        assert_whole(&lab, &[(first.0.id, &first.1), (second.0.id, &second.1)]);
+        second.0.manifest.bytes_stored
+    };
+    let mut next = week;
+    next[1] = ("mon.sql", 4);
+    let yesterday = second(&[("mon.sql", 3)], &[("mon.sql", 4)], true);
+    let last_week = second(&week, &next, false);
+    assert!(yesterday * 2 < last_week, "{yesterday} of {last_week}: there is something to be won");
+    let stored = second(&week, &next, true);
+    assert!(stored < yesterday + (last_week - yesterday) / 2, "{stored}, not {yesterday} but {last_week}");
 }

@@ -1,6 +1,6 @@
 //! A snapshot being written: the [`ItemSink`] that sources push into, and the manifest at its end.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, RwLock};
@@ -9,8 +9,8 @@ use crate::chunk::Chunker;
 use crate::format::manifest::{ChunkerParams, Item, Manifest, StreamRef, check_item_path};
 use crate::format::pack::BlobKind;
 use crate::id::ObjectId;
-use crate::limits::{DELTA_DEPTH_MAX, EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, HELPERS_MAX, ITEM_LINE_BYTES_MAX};
-use crate::pipeline::delta::{Candidates, Earlier, Similar};
+use crate::limits::{DELTA_DEPTH_MAX, HELPERS_MAX, ITEM_LINE_BYTES_MAX};
+use crate::pipeline::delta::{Candidates, Parent, Similar};
 use crate::pipeline::packer::{Added, BaseFinder, Packer, Pending};
 use crate::pipeline::read::Reader;
 use crate::pipeline::stream::{BlobBuilder, Shared, StreamWriter};
@@ -67,10 +67,9 @@ pub struct SnapshotWriter {
     /// Items begun and neither finished nor given up.
     open: AtomicU64,
     /// Larger items of the same in an older snapshot, where bases are looked for.
-    earlier: HashMap<PathHash, StreamRef>,
+    parent: Parent,
     /// Where they are looked for in items of other names; none if nothing is compressed against older chunks.
     similar: Option<Arc<Similar>>,
-    reader: Arc<Reader>,
 }
 
 /// Older snapshots in which bases are looked for.
@@ -106,7 +105,8 @@ impl SnapshotWriter {
         let depth_max = if options.delta { repo.config.delta.depth.min(DELTA_DEPTH_MAX) } else { 0 };
         let deltas = depth_max > 0;
         let same = older.same.filter(|_| deltas);
-        let earlier = same.map_or_else(HashMap::new, |same| earlier_streams(&reader, same));
+        let no_parent = || Parent::none(reader.clone());
+        let parent = same.map_or_else(no_parent, |same| Parent::read(reader.clone(), same));
         let manifests: Vec<_> = older.same.into_iter().chain(older.others).cloned().collect();
         let bases = deltas.then(|| BaseFinder { reader: reader.clone(), marked: marked.clone(), depth_max });
         let similar = deltas.then(|| Arc::new(Similar::new(reader.clone(), manifests)));
@@ -128,7 +128,7 @@ impl SnapshotWriter {
         let stream = StreamWriter::new(shared.clone(), BlobKind::Meta, Candidates::None);
         let lines = Mutex::new(Lines { stream, next: 0, early: BTreeMap::new() });
         let (paths, open) = (Mutex::default(), AtomicU64::new(0));
-        Ok(Self { shared, added, lines, paths, open, earlier, similar, reader })
+        Ok(Self { shared, added, lines, paths, open, parent, similar })
     }
 
     /// Why storing failed, if it did.
@@ -208,21 +208,6 @@ impl SnapshotWriter {
     }
 }
 
-/// The items that are worth looking for bases in. Without them a backup is larger, and no less a backup.
-fn earlier_streams(reader: &Reader, same: &Manifest) -> HashMap<PathHash, StreamRef> {
-    let mut streams = HashMap::new();
-    let read = reader.each_item(same, &mut |item| {
-        if item.bytes >= EARLIER_ITEM_BYTES_MIN && streams.len() < EARLIER_ITEMS_MAX {
-            streams.insert(path_hash(&item.path), item.stream);
-        }
-        Ok(())
-    });
-    if let Err(error) = read {
-        tracing::warn!("the snapshot before cannot be read, so nothing is compressed against it: {error}");
-    }
-    streams
-}
-
 impl ItemSink for SnapshotWriter {
     fn makes_deltas(&self) -> bool {
         self.similar.is_some()
@@ -230,11 +215,8 @@ impl ItemSink for SnapshotWriter {
 
     fn begin<'s>(&'s self, order: u64, path: &str, kind: &str) -> io::Result<Box<dyn ItemStream + 's>> {
         self.check_path(path)?;
-        let candidates = match (self.earlier.get(&path_hash(path)), &self.similar) {
-            (Some(stream), _) => Candidates::Earlier(Box::new(Earlier::new(self.reader.clone(), stream.clone()))),
-            (None, Some(similar)) => Candidates::search(similar.clone(), path),
-            (None, None) => Candidates::None,
-        };
+        let search = || self.similar.as_ref().map(|similar| Candidates::search(similar.clone(), path));
+        let candidates = self.parent.candidates(path).or_else(search).unwrap_or(Candidates::None);
         let stream = StreamWriter::new(self.shared.clone(), BlobKind::Data, candidates);
         self.open.fetch_add(1, Relaxed);
         Ok(Box::new(ItemWriter { writer: self, order, path: path.to_owned(), kind: kind.to_owned(), stream }))

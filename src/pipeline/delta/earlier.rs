@@ -3,6 +3,7 @@
 //! Most cut points survive most changes, and those of both versions say where the stream is. A wrong guess costs bytes,
 //! never correctness.
 
+use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -23,7 +24,8 @@ const BATCH: usize = 256;
 const OVERLAP_BYTES_MIN: u64 = 4 << 10;
 
 /// Calls with each chunk of a list, in order, until that fails.
-type Walk = dyn Fn(&mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>) -> Result<(), PipelineError> + Send + Sync;
+pub(super) type Walk =
+    dyn Fn(&mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>) -> Result<(), PipelineError> + Send + Sync;
 
 /// The earlier version of an item, walked alongside the new one.
 pub struct Earlier {
@@ -41,17 +43,31 @@ impl Earlier {
     /// Walks `stream` on a thread of its own, which ends with this value.
     pub fn new(reader: Arc<Reader>, stream: StreamRef) -> Self {
         let chunk_bytes_max = reader.repo().config.chunker.max;
-        let walk = move |each: &mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>| {
-            reader.walk(&stream, &mut |depth, entry| if depth == 0 { each(entry) } else { Ok(()) })
-        };
-        Self::walked(Arc::new(walk), chunk_bytes_max)
+        Self::walked(list_of(reader, stream), chunk_bytes_max)
     }
 
     /// Walks a list, by threads of its own: once alongside the new version, and again where that goes on elsewhere.
     pub(super) fn walked(walk: Arc<Walk>, chunk_bytes_max: u32) -> Self {
-        let window = Window::new(batches(walk.clone(), 0), 0, 0);
+        Self::walked_from(walk, chunk_bytes_max, Way::default())
+    }
+
+    /// The same, from where the stream goes on in the list.
+    pub(super) fn walked_from(walk: Arc<Walk>, chunk_bytes_max: u32, way: Way) -> Self {
+        let window = window(walk.clone(), &way);
         let (strays, lost, budget) = Default::default();
-        Self { walk, window, place: Place::at(0), strays, lost, budget, chunk_bytes_max }
+        let mut earlier = Self { walk, window, place: Place::at(way.drift), strays, lost, budget, chunk_bytes_max };
+        earlier.pass(&way.last);
+        earlier
+    }
+
+    /// The list.
+    pub(super) fn list(&self) -> &Walk {
+        &*self.walk
+    }
+
+    /// The length of the largest chunks.
+    pub(super) fn chunk_bytes_max(&self) -> u32 {
+        self.chunk_bytes_max
     }
 
     /// Follows the new stream over a chunk at byte `at`; returns its bases, none if it is stored already.
@@ -91,12 +107,17 @@ impl Earlier {
         }
     }
 
-    fn go_on(&mut self, Way { number, start, drift, last }: Way) {
-        tracing::debug!("a stream goes on elsewhere in its earlier version: from byte {start} on");
-        self.window = Window::new(batches(self.walk.clone(), number), number, start);
-        self.place = Place::at(drift);
+    fn go_on(&mut self, way: Way) {
+        tracing::debug!("a stream goes on elsewhere in its earlier version: from byte {} on", way.start);
+        self.window = window(self.walk.clone(), &way);
+        self.place = Place::at(way.drift);
+        self.pass(&way.last);
+    }
+
+    /// Moves on over chunks that have passed already.
+    fn pass(&mut self, last: &VecDeque<Passed>) {
         for passed in last {
-            self.step(&passed);
+            self.step(passed);
         }
     }
 
@@ -125,6 +146,13 @@ impl Earlier {
     }
 }
 
+/// The chunk list of a stream.
+pub(super) fn list_of(reader: Arc<Reader>, stream: StreamRef) -> Arc<Walk> {
+    Arc::new(move |each: &mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>| {
+        reader.walk(&stream, &mut |depth, entry| if depth == 0 { each(entry) } else { Ok(()) })
+    })
+}
+
 /// Calls with each chunk of a list, as far as it can be read: if not to its end, never again.
 fn scan(walk: &Walk, budget: &mut Budget, each: &mut dyn FnMut(ChunkEntry)) {
     let walked = walk(&mut |entry| {
@@ -136,6 +164,10 @@ fn scan(walk: &Walk, budget: &mut Budget, each: &mut dyn FnMut(ChunkEntry)) {
         budget.end();
     }
     note_failure(walked);
+}
+
+fn window(walk: Arc<Walk>, way: &Way) -> Window {
+    Window::new(batches(walk, way.number), way.number, way.start)
 }
 
 /// The chunks of a list from the one numbered `first` on, by a thread of its own, which ends with the receiver.

@@ -21,13 +21,10 @@ pub struct Laid {
     end: u64,
 }
 
-/// Lays `last` along a list: `scan` calls with every chunk of it, in order. Those of `bytes_max` say nothing.
-pub fn lay(last: &VecDeque<Passed>, bytes_max: u32, scan: impl FnOnce(&mut dyn FnMut(ChunkEntry))) -> Laid {
+/// Lays the `last` chunks along a list: `scan` calls with every chunk of it, in order. Those of `bytes_max` say nothing.
+pub fn lay(last: Vec<ChunkEntry>, bytes_max: u32, scan: impl FnOnce(&mut dyn FnMut(ChunkEntry))) -> Laid {
     let mut fronts = Fronts::default();
-    // A stored chunk stands somewhere as it is: a copy, perhaps, of what the stream does not go on with.
-    let says = |passed: &Passed| if passed.is_stored { bytes_max } else { passed.entry.bytes };
-    let front = last.iter().map(|passed| ChunkEntry { bytes: says(passed), ..passed.entry });
-    fronts.extend([front.collect()], bytes_max);
+    fronts.extend([last], bytes_max);
     let mut along = Alignment::default();
     let (mut laid, mut start) = (Laid::default(), 0u64);
     scan(&mut |entry| {

@@ -47,7 +47,10 @@ impl Lost {
     /// Finds where the last ones stand. `scan` calls with every chunk of the earlier version, in order; those of
     /// `bytes_max` say nothing.
     pub fn find(&mut self, bytes_max: u32, scan: impl FnOnce(&mut dyn FnMut(ChunkEntry))) -> Option<Way> {
-        let laid = lay(&self.last, bytes_max, scan);
+        // A stored chunk stands somewhere as it is: a copy, perhaps, of what the stream does not go on with.
+        let says = |passed: &Passed| if passed.is_stored { bytes_max } else { passed.entry.bytes };
+        let last = self.last.iter().map(|passed| ChunkEntry { bytes: says(passed), ..passed.entry });
+        let laid = lay(last.collect(), bytes_max, scan);
         if !laid.is_sure() {
             self.run = 0;
             self.wanted = (self.wanted + self.wanted / 2).min(laid.count / SCANS_MAX).max(LOST_MIN);

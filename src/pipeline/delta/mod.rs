@@ -2,28 +2,32 @@
 //!
 //! No sketches and no table of hashes: the earlier chunk list is walked alongside the stream (`earlier`), and the cut points of
 //! both say where the stream is. Where it goes on far away, chunks that have not changed say so (`strays`), or the cut points of
-//! those that have (`lost`). An item of a name
-//! that is new is recognised by the lengths of its first chunks among those of the items that there are (`search`). So a fresh
-//! machine finds the same bases as one with a full cache.
+//! those that have (`lost`). An item of a name that is new is recognised by the lengths of its first chunks among those of the
+//! items that there are (`search`), and one whose earlier version is older than another item of like name may rest on that one
+//! (`younger`). So a fresh machine finds the same bases as one with a full cache.
 
 mod align;
 mod earlier;
 mod laid;
 mod lost;
+mod parent;
 mod place;
 mod rescan;
 mod search;
 mod similar;
 mod strays;
 mod window;
+mod younger;
 
 use std::sync::Arc;
 
 use crate::format::manifest::ChunkEntry;
 use crate::pipeline::PipelineError;
-pub use earlier::Earlier;
+use earlier::Earlier;
+pub use parent::Parent;
 use search::Search;
 pub use similar::Similar;
+use younger::Younger;
 
 /// Where bases are looked for while a stream is written.
 pub enum Candidates {
@@ -31,6 +35,8 @@ pub enum Candidates {
     None,
     /// In a version of the item that is known.
     Earlier(Box<Earlier>),
+    /// In a version of the item that is known, unless a younger item of another name is nearer.
+    Younger(Box<Younger>),
     /// Which item it is a version of is still being found out.
     Search(Box<Search>),
 }
@@ -55,6 +61,13 @@ impl Candidates {
         match self {
             Self::None => {}
             Self::Earlier(earlier) => return Ok(earlier.follow(entry, at, is_stored)),
+            Self::Younger(younger) => {
+                let bases = younger.follow(entry, at, is_stored);
+                if let Some(earlier) = younger.decide() {
+                    *self = Self::Earlier(Box::new(earlier));
+                }
+                return Ok(bases);
+            }
             Self::Search(search) => {
                 if let Some(found) = search.follow(entry, is_stored, settle)? {
                     *self = found;

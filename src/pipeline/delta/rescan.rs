@@ -20,8 +20,8 @@ impl Passed {
     }
 }
 
-/// Where the stream goes on.
-#[derive(Debug)]
+/// Where the stream goes on: to begin with, both are at their beginning.
+#[derive(Debug, Default)]
 pub struct Way {
     /// The first of the earlier chunks that is known there, and the byte at which it starts.
     pub number: u64,

@@ -118,7 +118,7 @@ fn choose<'s, 'g>(scored: &'s [Scored<'g>], sure: i32, path: &str) -> Option<&'s
 }
 
 /// Bytes that two names have in common at their beginnings and at their ends.
-fn likeness(one: &str, other: &str) -> usize {
+pub(super) fn likeness(one: &str, other: &str) -> usize {
     let same = |pair: &(u8, u8)| pair.0 == pair.1;
     let begin = one.bytes().zip(other.bytes()).take_while(same).count();
     let end = one.bytes().rev().zip(other.bytes().rev()).take_while(same).count();
