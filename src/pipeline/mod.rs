@@ -1,7 +1,7 @@
 //! Threads and channels: streams into packs, packs into streams.
 //!
 //! Writing: each stream is cut, named and looked up on the thread that writes it ([`stream`]), with others beside it if it can be
-//! read ([`take_in`]); blobs of new chunks go through a bounded channel to sealers, sealed blobs to one packer, full packs to one
+//! read (`take_in`); blobs of new chunks go through a bounded channel to sealers, sealed blobs to one packer, full packs to one
 //! uploader ([`packer`]).
 //! Reading: one thread plans in order, openers fetch and open side by side, the caller writes in order ([`read`]). What the plan
 //! needs of a far store is fetched beforehand ([`fetch`]).

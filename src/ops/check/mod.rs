@@ -5,7 +5,7 @@
 //! vanished. With it: every byte of every pack is hashed, every blob opened, every chunk named again. Everything is read
 //! from the store, nothing is taken from the local index.
 //!
-//! [`structure`]: what objects, lists and sums say. [`data`]: every byte. [`findings`]: what is wrong, and whom it hits.
+//! `structure`: what objects, lists and sums say. `data`: every byte. `findings`: what is wrong, and whom it hits.
 
 mod choose;
 mod data;

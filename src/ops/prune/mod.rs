@@ -7,9 +7,9 @@
 //! Order: plan; removal record, manifests; mark what is wholly dead and sweep it; copy what lives in packs that are partly
 //! dead; mark these and sweep them. So a full disk gets room before anything is copied.
 //!
-//! [`lease`]: who may prune now. [`survey`]: what there is. [`plan`]: what should become of it, by [`claim`], which copies
-//! stay, and [`rebase`], what stands alone from now on; pure. [`execute`]: marks, sweeps, deletes. [`index`]: the index
-//! without what goes. [`repack`]: copies what lives. [`rescue`]: what backups reach that were committed meanwhile.
+//! `lease`: who may prune now. `survey`: what there is. `plan`: what should become of it, by `claim`, which copies
+//! stay, and `rebase`, what stands alone from now on; pure. `execute`: marks, sweeps, deletes. `index`: the index
+//! without what goes. `repack`: copies what lives. `rescue`: what backups reach that were committed meanwhile.
 
 mod claim;
 mod execute;

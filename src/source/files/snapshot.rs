@@ -44,7 +44,7 @@ const WARNINGS_LISTED_MAX: usize = 100;
 pub struct FilesOptions {
     /// Folders and files. Their last names must differ; symbolic links named here are followed, others never.
     pub paths: Vec<PathBuf>,
-    /// Patterns ([`PatternError`] has the syntax) of what is left out.
+    /// Patterns ([`PatternError`](super::PatternError) has the syntax) of what is left out.
     pub excludes: Vec<String>,
     /// Folders that must never be taken in, silently reached through one of `paths`: the repository itself, its cache.
     pub never: Vec<PathBuf>,
