@@ -119,6 +119,23 @@ fn dumps_that_come_together_rest_on_each_other() {
 }
 
 #[test]
+fn dumps_that_come_together_rest_on_each_other_even_if_they_begin_as_the_one_before() {
+    let (plain, known) = bounds();
+    // Longer than what an item is recognised by.
+    let begins = noise(7, 20_000_000);
+    let dumps = [0, 1].map(|day| [&begins[..], &dump(day)].concat());
+    let all = items(&[("a/2026-11-20.sql", dumps[0].clone()), ("a/2026-11-21.sql", dumps[1].clone())]);
+    let lab = Lab::new();
+    let repo = lab.open("a");
+    let taken = take(&repo, "n", &all);
+    let first = take(&Lab::new().open("a"), "n", &items(&[("a", dumps[0].clone())])).snapshot.manifest.bytes_stored;
+    let more = taken.snapshot.manifest.bytes_stored - first;
+    let bound = known + (plain - known) / 3;
+    assert!(more < bound, "{more} bytes more than the first, {known} under the same name, {plain} without bases");
+    assert_whole(&lab, &[(taken.snapshot.id, &all)]);
+}
+
+#[test]
 fn a_store_that_fails_amid_a_run_is_named_and_leaves_no_backup() {
     let all = items(&[("a/2026-11-20.sql", dump(0)), ("a/2026-11-21.sql", dump(1)), ("a/2026-11-22.sql", dump(2))]);
     for (prefix, failure) in [("packs/", Failure::NoSpace), ("index/", Failure::Denied)] {

@@ -57,7 +57,9 @@ impl Search {
             self.align(number);
         }
         let mut found = self.find();
-        if matches!(found, Found::Unsettled) && !is_stored {
+        // Later it would not be asked again.
+        let is_last = self.begun.len() >= SIMILAR_FRONT_CHUNKS;
+        if matches!(found, Found::Unsettled) && (!is_stored || is_last) {
             let count = self.similar.own().items.len();
             settle()?;
             let mut own = self.similar.own_mut();
@@ -67,7 +69,7 @@ impl Search {
         }
         Ok(match found {
             Found::Item(stream) => Some(Candidates::Earlier(Box::new(self.walk(&stream)))),
-            _ if self.begun.len() >= SIMILAR_FRONT_CHUNKS => Some(Candidates::None),
+            _ if is_last => Some(Candidates::None),
             _ => None,
         })
     }
