@@ -1269,6 +1269,25 @@ fn what_was_read_of_a_changing_file_may_serve_another() {
 }
 
 #[test]
+fn long_files_that_come_together_rest_on_each_other() {
+    let top = tempdir().unwrap();
+    let mut bytes = vec![0; 68_000_000];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    for day in 1..=2 {
+        // In every chunk.
+        bytes.iter_mut().step_by(12_000).for_each(|byte| *byte ^= day);
+        fs::write(top.path().join(format!("{day}.sql")), &bytes).unwrap();
+    }
+    let two = FilesOptions { jobs: 2.try_into().ok(), ..options(&[top.path()]) };
+    let store = Store::new();
+    let taken = store.take(&two, None).expect("it is taken");
+    let stored = taken.manifest.bytes_stored;
+    assert!(stored < 75_000_000, "{stored} bytes for two files of 68,000,000 that are nearly the same");
+    let items = store.items(&taken);
+    items.validate().expect("they come back");
+}
+
+#[test]
 fn a_source_that_fails_commits_nothing() {
     let store = Store::new();
     let top = tempdir().unwrap();

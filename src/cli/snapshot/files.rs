@@ -38,7 +38,7 @@ pub struct Args {
     /// What to call it [default: the paths]; later snapshots of this name are compared with this one
     #[arg(long)]
     name: Option<String>,
-    /// Files read side by side [default: the number of cores]
+    /// Files read side by side; long ones of new names in turn, each by several threads [default: the number of cores]
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
 }

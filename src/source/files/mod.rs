@@ -12,6 +12,7 @@ mod past_cache;
 mod plan;
 mod restore;
 mod snapshot;
+mod turns;
 mod walk;
 
 use std::io;

@@ -21,9 +21,10 @@ use super::FilesError;
 use super::glob::Patterns;
 use super::meta::{FILE, FOLDER, HARDLINK, MISSING, SYMLINK, Status, add_xattrs, escape_link_target};
 use super::past_cache::PastCache;
+use super::turns::Turns;
 use super::walk::{Found, READ, Step, Tree, Walk, compare, reason};
 use crate::format::manifest::Item;
-use crate::limits::SEGMENT_BYTES;
+use crate::limits::{HELPERS_MAX, SEGMENT_BYTES};
 use crate::progress::{Cancelled, Progress};
 use crate::source::{ItemFacts, ItemSink, ItemSource, SourceFacts, TakeInError};
 
@@ -34,7 +35,7 @@ const PARENT_ITEMS_AHEAD: usize = 256;
 const ORDERS_AHEAD_MAX: u64 = 8 << 10;
 /// How often a file that changes while it is read is read.
 const ATTEMPTS: u32 = 3;
-/// A longer file is read only twice.
+/// A longer file is read only twice, and in turn if its name is new.
 const LONG_FILE_BYTES: u64 = 64 << 20;
 /// Warnings of one kind that are told one by one.
 const WARNINGS_LISTED_MAX: usize = 100;
@@ -67,9 +68,10 @@ pub fn snapshot(
 ) -> Result<SourceFacts, FilesError> {
     let trees = open_trees(&options.paths)?;
     let excludes = Patterns::new(&options.excludes)?;
-    let run =
-        Run { trees: &trees, sink, progress, notes: Mutex::default(), read: AtomicU64::new(0), line: Line::default() };
     let readers = options.jobs.or_else(|| available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+    let turns = Turns::new(readers.div_ceil(1 + HELPERS_MAX));
+    let (notes, read, line) = Default::default();
+    let run = Run { trees: &trees, sink, progress, notes, read, line, turns };
     std::thread::scope(|scope| {
         let (to_walk, from_parent) = bounded(PARENT_ITEMS_AHEAD);
         // Without a parent the channel ends here, or the walk would wait for it.
@@ -140,6 +142,7 @@ struct Run<'r> {
     /// Files that were read or taken over.
     read: AtomicU64,
     line: Line,
+    turns: Turns,
 }
 
 /// A file to be read.
@@ -149,6 +152,8 @@ struct Job {
     path: String,
     below: Vec<u8>,
     links: u64,
+    /// It is read when it is its turn.
+    in_turn: bool,
 }
 
 /// What people should know at the end, by item path.
@@ -311,6 +316,7 @@ impl Run<'_> {
     fn read_file(&self, job: &Job) -> Result<(), FilesError> {
         let missing = |why: &str| self.put_missing(job.order, &job.path, job.links, why);
         let store_error = |error| self.store_error(&job.path, error);
+        let _turn = job.in_turn.then(|| self.turns.wait());
         self.progress.doing(&job.path);
         let mut attempt = 1;
         loop {
@@ -520,7 +526,9 @@ impl Walker<'_> {
     fn take_file(&mut self, tree: usize, found: Found) -> Result<(), FilesError> {
         let run = self.run;
         let order = self.next_order();
-        if let Some(item) = self.parent.take(&found.path).filter(|item| found.status.is_unchanged(item)) {
+        let earlier = self.parent.take(&found.path);
+        let in_turn = earlier.is_none() && found.status.size > LONG_FILE_BYTES && run.sink.makes_deltas();
+        if let Some(item) = earlier.filter(|item| found.status.is_unchanged(item)) {
             let facts = ItemFacts { rows: None, meta: item.meta.clone() };
             if run.sink.reuse(order, &item, facts).map_err(|error| run.store_error(&found.path, error))? {
                 run.read.fetch_add(1, Relaxed);
@@ -530,7 +538,7 @@ impl Walker<'_> {
         }
         if run.line.enter(order) {
             let Found { path, below, status, .. } = found;
-            let job = Job { order, tree, path, below, links: status.links };
+            let job = Job { order, tree, path, below, links: status.links, in_turn };
             // Readers hang up only if they have all broken down, and then the scope says so.
             let _ = self.jobs.send(job);
         }
