@@ -81,8 +81,9 @@ pub const SIMILAR_FRONT_CHUNKS: usize = 64;
 pub const SIMILAR_ITEMS_MAX: usize = 2048;
 pub const SIMILAR_ITEM_CHUNKS_MIN: u64 = 8;
 pub const SIMILAR_CHUNKS_MAX: usize = 32 << 10;
-/// Of items that changed later than one's own earlier version so many, the last ones, are compared with it.
-pub const YOUNGER_ITEMS_MAX: usize = 4;
+/// Of items that changed later than one's own earlier version so many, the last ones, are compared with it. Of those with names
+/// like one that is new, and that was not recognised by its first chunks, as many.
+pub const SEVERAL_ITEMS_MAX: usize = 4;
 /// Before an item rests on another of the same snapshot all that was stored is put and listed, if there is so much of it.
 pub const SETTLE_BYTES_MIN: u64 = 16 << 20;
 

@@ -59,6 +59,26 @@ fn a_dump_with_its_date_in_its_name_rests_on_the_one_before() {
 }
 
 #[test]
+fn a_dump_of_a_new_name_that_begins_with_what_is_all_new_rests_on_the_one_before() {
+    // The first table is another every day.
+    let dump = |day: usize| [noise(day as u64, 6_000_000), changing_everywhere(day)].concat();
+    let second = |depth, names: [&str; 2]| {
+        let lab = Lab::with_config(|config| config.delta.depth = depth);
+        let repo = lab.open("a");
+        let first = items(&[(names[0], dump(0)), ("a-2026-11-20.bin", noise(9, 3_000_000))]);
+        let second = items(&[(names[1], dump(1))]);
+        let ids = [&first, &second].map(|items| take(&repo, "n", items).snapshot);
+        assert_whole(&lab, &[(ids[0].id, &first), (ids[1].id, &second)]);
+        ids[1].manifest.bytes_stored
+    };
+    let names = ["shop-2026-11-20.sql", "shop-2026-11-21.sql"];
+    let (plain, known) = (second(0, names), second(8, [names[0], names[0]]));
+    assert!(known + 2_000_000 < plain, "{known} of {plain}: there is something to be won");
+    let stored = second(8, names);
+    assert!(stored < known + (plain - known) / 3, "{stored} bytes, {known} under the same name, {plain} without bases");
+}
+
+#[test]
 fn the_same_database_under_another_name_rests_on_what_it_was() {
     let (plain, known) = bounds();
     let lab = Lab::new();

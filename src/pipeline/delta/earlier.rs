@@ -65,11 +65,6 @@ impl Earlier {
         &*self.walk
     }
 
-    /// The length of the largest chunks.
-    pub(super) fn chunk_bytes_max(&self) -> u32 {
-        self.chunk_bytes_max
-    }
-
     /// Follows the new stream over a chunk at byte `at`; returns its bases, none if it is stored already.
     pub fn follow(&mut self, entry: &ChunkEntry, at: u64, is_stored: bool) -> Vec<ChunkEntry> {
         let passed = Passed { entry: *entry, at, is_stored };

@@ -3,8 +3,8 @@
 //! No sketches and no table of hashes: the earlier chunk list is walked alongside the stream (`earlier`), and the cut points of
 //! both say where the stream is. Where it goes on far away, chunks that have not changed say so (`strays`), or the cut points of
 //! those that have (`lost`). An item of a name that is new is recognised by the lengths of its first chunks among those of the
-//! items that there are (`search`), and one whose earlier version is older than another item of like name may rest on that one
-//! (`younger`). So a fresh machine finds the same bases as one with a full cache.
+//! items that there are (`search`); if those say nothing, or its earlier version is older than another item of like name, by more
+//! of them (`several`). So a fresh machine finds the same bases as one with a full cache.
 
 mod align;
 mod earlier;
@@ -14,10 +14,10 @@ mod parent;
 mod place;
 mod rescan;
 mod search;
+mod several;
 mod similar;
 mod strays;
 mod window;
-mod younger;
 
 use std::sync::Arc;
 
@@ -26,8 +26,8 @@ use crate::pipeline::PipelineError;
 use earlier::Earlier;
 pub use parent::Parent;
 use search::Search;
+use several::Several;
 pub use similar::Similar;
-use younger::Younger;
 
 /// Where bases are looked for while a stream is written.
 pub enum Candidates {
@@ -35,8 +35,8 @@ pub enum Candidates {
     None,
     /// In a version of the item that is known.
     Earlier(Box<Earlier>),
-    /// In a version of the item that is known, unless a younger item of another name is nearer.
-    Younger(Box<Younger>),
+    /// In a version of the item that is known, if there is one, unless an item of another name is nearer.
+    Several(Box<Several>),
     /// Which item it is a version of is still being found out.
     Search(Box<Search>),
 }
@@ -61,9 +61,9 @@ impl Candidates {
         match self {
             Self::None => {}
             Self::Earlier(earlier) => return Ok(earlier.follow(entry, at, is_stored)),
-            Self::Younger(younger) => {
-                let bases = younger.follow(entry, at, is_stored);
-                if let Some(earlier) = younger.decide() {
+            Self::Several(several) => {
+                let bases = several.follow(entry, at, is_stored);
+                if let Some(earlier) = several.decide() {
                     *self = Self::Earlier(Box::new(earlier));
                 }
                 return Ok(bases);

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use super::Candidates;
 use super::earlier::{Earlier, list_of};
 use super::search::likeness;
-use super::younger::Younger;
+use super::several::Several;
 use crate::format::manifest::{Item, Manifest, StreamRef};
 use crate::limits::{
-    EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, SIMILAR_FRONT_CHUNKS, SIMILAR_ITEMS_MAX, YOUNGER_ITEMS_MAX,
+    EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, SEVERAL_ITEMS_MAX, SIMILAR_FRONT_CHUNKS, SIMILAR_ITEMS_MAX,
 };
 use crate::pipeline::read::Reader;
 use crate::pipeline::{PathHash, path_hash};
@@ -70,7 +70,8 @@ impl Parent {
             return Some(Candidates::Earlier(Box::new(earlier)));
         }
         let lists = younger.into_iter().map(|item| list_of(self.reader.clone(), item.stream.clone())).collect();
-        Some(Candidates::Younger(Box::new(Younger::new(earlier, lists))))
+        let chunk_bytes_max = self.reader.repo().config.chunker.max;
+        Some(Candidates::Several(Box::new(Several::new(Some(earlier), lists, chunk_bytes_max, 0))))
     }
 }
 
@@ -90,7 +91,7 @@ fn younger<'d>(dated: &'d [Dated], path: &str) -> Vec<&'d Dated> {
     let likest = younger.iter().map(|item| likeness(&item.path, path)).max().unwrap_or_default();
     younger.retain(|item| likeness(&item.path, path) * 4 >= likest * 3);
     younger.sort_by_key(|item| (Reverse(item.changed), &item.path));
-    younger.truncate(YOUNGER_ITEMS_MAX);
+    younger.truncate(SEVERAL_ITEMS_MAX);
     younger
 }
 

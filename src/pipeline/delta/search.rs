@@ -1,14 +1,16 @@
 //! The search for the item that one of a new name is a version of: a dump with its date in its name, a table that was
 //! renamed, a database that came to another host.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::Candidates;
 use super::align::{Alignment, sure};
-use super::earlier::Earlier;
+use super::earlier::{Earlier, list_of};
+use super::several::Several;
 use super::similar::{Scored, Similar};
 use crate::format::manifest::{ChunkEntry, StreamRef};
-use crate::limits::{SETTLE_BYTES_MIN, SIMILAR_FRONT_CHUNKS};
+use crate::limits::{SETTLE_BYTES_MIN, SEVERAL_ITEMS_MAX, SIMILAR_FRONT_CHUNKS};
 use crate::pipeline::PipelineError;
 
 /// With so many chunks a search begins: smaller items are not worth reading the others' lists.
@@ -69,7 +71,7 @@ impl Search {
         }
         Ok(match found {
             Found::Item(stream) => Some(Candidates::Earlier(Box::new(self.walk(&stream)))),
-            _ if is_last => Some(Candidates::None),
+            _ if is_last => Some(self.several()),
             _ => None,
         })
     }
@@ -97,6 +99,20 @@ impl Search {
             tracing::debug!("{} is taken for a version of {}", self.path, found.known.path);
             Found::Item(found.known.stream.clone())
         })
+    }
+
+    /// Nothing is like the beginning: what has a like name may be like what follows.
+    fn several(&self) -> Candidates {
+        let mut known: Vec<_> = self.similar.older().items.iter().collect();
+        known.sort_by_key(|known| Reverse((likeness(&known.path, &self.path), &known.path)));
+        known.truncate(SEVERAL_ITEMS_MAX);
+        if known.is_empty() {
+            return Candidates::None;
+        }
+        let reader = self.similar.reader();
+        let lists = known.into_iter().map(|known| list_of(reader.clone(), known.stream.clone())).collect();
+        let chunk_bytes_max = reader.repo().config.chunker.max;
+        Candidates::Several(Box::new(Several::new(None, lists, chunk_bytes_max, self.begun.len())))
     }
 
     /// The walk through the earlier version, up to where the new one is.

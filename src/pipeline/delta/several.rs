@@ -1,11 +1,12 @@
-//! Items that changed later than one's own earlier version did. A dump that is named by the day of the week was last written a
-//! week ago under its name, and yesterday under another: that one is nearer.
+//! Of several versions the one that is nearest to a stream, found while it passes.
+//!
+//! A dump that is named by the day of the week was last written a week ago under its name, and yesterday under another. One whose
+//! name is new, and whose beginning is like none, may be a later version of what has a like name all the same.
 //!
 //! What is nearer agrees better with the last cut points: chunks that are as they were yesterday have other lengths than a week
 //! ago. How much better differs from place to place, so it is summed up over some.
 
 use std::collections::VecDeque;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::earlier::{Earlier, Walk};
@@ -18,17 +19,21 @@ use crate::progress::Cancelled;
 /// So many chunks are laid along all versions, each time after so many that were new, until so many times something was found.
 const WINDOW: usize = 256;
 const NEW_MIN: usize = 32;
-const SAMPLES: RangeInclusive<usize> = 2..=8;
+const SAMPLES_MAX: usize = 8;
+/// Before that nothing is nearer than one's own.
+const SAMPLES_MIN: usize = 2;
 /// What is nearer by less than so many bits, or by less than an eighth, is so by accident: scores are of one chain each, and
 /// chains break.
 const NEARER_BITS_MIN: i32 = 256;
 
-/// Bases are looked for in one's own earlier version, until a younger item is known to be nearer.
-pub struct Younger {
-    own: Earlier,
-    /// The last ones first.
+/// Bases are looked for in one's own earlier version, if there is one, until another item is known to be nearer.
+pub struct Several {
+    own: Option<Earlier>,
+    /// The most likely first.
     others: Vec<Arc<Walk>>,
-    /// How well all agreed so far, in bits, one's own first; and how often one of the others did.
+    chunk_bytes_max: u32,
+    /// How well all agreed so far, in bits, one's own if there is one; and how often one of the others did.
+    own_score: Option<i32>,
     scores: Vec<i32>,
     samples: usize,
     last: VecDeque<Passed>,
@@ -39,12 +44,12 @@ pub struct Younger {
     wanted: usize,
 }
 
-impl Younger {
-    /// `others` are lists of younger items, the last ones first.
-    pub(super) fn new(own: Earlier, others: Vec<Arc<Walk>>) -> Self {
-        let scores = vec![0; 1 + others.len()];
+impl Several {
+    /// `others` are the lists of other items, the most likely first; so many chunks have passed already.
+    pub(super) fn new(own: Option<Earlier>, others: Vec<Arc<Walk>>, chunk_bytes_max: u32, passed: usize) -> Self {
+        let scores = vec![0; others.len()];
         let (last, wanted) = (VecDeque::new(), NEW_MIN);
-        Self { own, others, scores, samples: 0, last, passed: 0, new: 0, wanted }
+        Self { own, others, chunk_bytes_max, own_score: None, scores, samples: 0, last, passed, new: 0, wanted }
     }
 
     /// Follows the new stream over a chunk at byte `at`; returns its bases, none if it is stored already.
@@ -55,12 +60,12 @@ impl Younger {
         self.last.push_back(Passed { entry: *entry, at, is_stored });
         self.passed += 1;
         self.new += usize::from(!is_stored);
-        self.own.follow(entry, at, is_stored)
+        self.own.as_mut().map_or_else(Vec::new, |own| own.follow(entry, at, is_stored))
     }
 
-    /// The younger item to look for bases in from now on, once it is known to be nearer.
+    /// The other item to look for bases in from now on, once it is known to be nearer.
     pub fn decide(&mut self) -> Option<Earlier> {
-        if self.new < self.wanted || self.samples == *SAMPLES.end() {
+        if self.new < self.wanted || self.samples == SAMPLES_MAX {
             return None;
         }
         self.new = 0;
@@ -69,24 +74,28 @@ impl Younger {
             self.wanted += self.wanted / 2;
             return None;
         }
-        let own = self.lay(self.own.list());
-        for (sum, laid) in self.scores.iter_mut().zip([&own].into_iter().chain(&laid)) {
+        let own = self.own.as_ref().map(|own| self.lay(own.list()).score);
+        self.own_score = own.map(|own| self.own_score.unwrap_or(0) + own);
+        for (sum, laid) in self.scores.iter_mut().zip(&laid) {
             *sum += laid.score;
         }
         self.samples += 1;
-        if !SAMPLES.contains(&self.samples) {
+        if own.is_some() && self.samples < SAMPLES_MIN {
             return None;
         }
-        let nearer = choose(&self.scores).filter(|nearer| laid[*nearer].is_sure())?;
-        let way = laid[nearer].way(std::mem::take(&mut self.last))?;
-        tracing::debug!("a younger item is nearer to a stream than its own earlier version: {:?}", self.scores);
-        Some(Earlier::walked_from(self.others[nearer].clone(), self.own.chunk_bytes_max(), way))
+        let nearest = choose(self.own_score, &self.scores).filter(|nearest| laid[*nearest].is_sure())?;
+        let way = laid[nearest].way(std::mem::take(&mut self.last))?;
+        let (others, own) = (&self.scores, self.own_score);
+        tracing::debug!(
+            "a stream goes on in an item of another name: {others:?} bits, {own:?} in its own earlier version"
+        );
+        Some(Earlier::walked_from(self.others[nearest].clone(), self.chunk_bytes_max, way))
     }
 
     /// Lays the last chunks along a list, as far as the stream may have come in it.
     fn lay(&self, list: &Walk) -> Laid {
         let mut left = self.passed + EARLIER_CHUNKS_AHEAD;
-        lay(self.last.iter().map(|passed| passed.entry).collect(), self.own.chunk_bytes_max(), |each| {
+        lay(self.last.iter().map(|passed| passed.entry).collect(), self.chunk_bytes_max, |each| {
             // One that cannot be read agrees with nothing.
             let _ = list(&mut |entry| {
                 each(entry);
@@ -97,12 +106,11 @@ impl Younger {
     }
 }
 
-/// The first of the others that agrees clearly better than one's own, whose score comes first, and about as well as any.
-fn choose(scores: &[i32]) -> Option<usize> {
-    let (own, others) = scores.split_first()?;
+/// The first of the others that agrees clearly better than one's own, and about as well as any.
+fn choose(own: Option<i32>, others: &[i32]) -> Option<usize> {
+    let least = own.map_or(0, |own| own + NEARER_BITS_MIN.max(own / 8));
     let most = others.iter().max()?;
-    let nearer_by = NEARER_BITS_MIN.max(own / 8);
-    others.iter().position(|score| *score >= own + nearer_by && score * 4 >= most * 3)
+    others.iter().position(|score| *score >= least && score * 4 >= most * 3)
 }
 
 #[cfg(test)]
@@ -126,12 +134,13 @@ mod tests {
     /// After which chunk of `new` another than `own` is chosen.
     fn decided(own: &[u64], others: &[Vec<u64>], new: &[u64]) -> Option<usize> {
         let own = Earlier::walked(list(own), CHUNK_BYTES_MAX);
-        let mut younger = Younger::new(own, others.iter().map(|other| list(other)).collect());
+        let others = others.iter().map(|other| list(other)).collect();
+        let mut several = Several::new(Some(own), others, CHUNK_BYTES_MAX, 0);
         let mut at = 0;
         entries(new).iter().position(|entry| {
-            younger.follow(entry, at, false);
+            several.follow(entry, at, false);
             at += u64::from(entry.bytes);
-            younger.decide().is_some()
+            several.decide().is_some()
         })
     }
 
@@ -166,10 +175,11 @@ mod tests {
 
     #[test]
     fn the_last_of_those_that_are_about_as_near_is_chosen() {
-        assert_eq!(choose(&[4000, 3600, 4510, 6100]), Some(2), "one of the others is much nearer");
-        assert_eq!(choose(&[4000, 4510, 4500, 5900]), Some(0));
-        assert_eq!(choose(&[4000, 4499, 3600]), None, "none is clearly nearer than one's own");
-        assert_eq!(choose(&[1000, 1255]), None);
-        assert_eq!(choose(&[0, 256]), Some(0));
+        assert_eq!(choose(Some(4000), &[3600, 4510, 6100]), Some(2), "one of the others is much nearer");
+        assert_eq!(choose(Some(4000), &[4510, 4500, 5900]), Some(0));
+        assert_eq!(choose(Some(4000), &[4499, 3600]), None, "none is clearly nearer than one's own");
+        assert_eq!(choose(Some(1000), &[1255]), None);
+        assert_eq!(choose(Some(0), &[256]), Some(0));
+        assert_eq!(choose(None, &[50, 70]), Some(1), "there is no own");
     }
 }
