@@ -1,7 +1,7 @@
 //! The items of the parent snapshot: earlier versions of those that come under the same path.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::Candidates;
@@ -19,12 +19,11 @@ use crate::pipeline::{PathHash, path_hash};
 pub struct Parent {
     reader: Arc<Reader>,
     streams: HashMap<PathHash, StreamRef>,
-    dated: Vec<Dated>,
+    /// Those that are large, and of which is known when they changed, by path.
+    dated: BTreeMap<String, Dated>,
 }
 
-/// An item of which is known when it changed.
 struct Dated {
-    path: String,
     bytes: u64,
     /// Seconds since 1970, and nanoseconds.
     changed: (i64, i64),
@@ -34,7 +33,7 @@ struct Dated {
 impl Parent {
     /// Of no parent.
     pub fn none(reader: Arc<Reader>) -> Self {
-        Self { reader, streams: HashMap::new(), dated: Vec::new() }
+        Self { reader, streams: HashMap::new(), dated: BTreeMap::new() }
     }
 
     /// Reads the items of `manifest`. If that fails a backup is larger, and no less a backup.
@@ -56,8 +55,8 @@ impl Parent {
         }
         let is_large = item.bytes >= SIMILAR_FRONT_CHUNKS as u64 * u64::from(self.reader.repo().config.chunker.avg);
         if let Some(changed) = changed(&item).filter(|_| is_large && self.dated.len() < SIMILAR_ITEMS_MAX) {
-            let (path, stream) = (item.path.clone(), item.stream.clone());
-            self.dated.push(Dated { path, bytes: item.bytes, changed, stream });
+            let dated = Dated { bytes: item.bytes, changed, stream: item.stream.clone() };
+            self.dated.insert(item.path.clone(), dated);
         }
         self.streams.insert(path_hash(&item.path), item.stream);
     }
@@ -69,7 +68,7 @@ impl Parent {
         if younger.is_empty() {
             return Some(Candidates::Earlier(Box::new(earlier)));
         }
-        let lists = younger.into_iter().map(|item| list_of(self.reader.clone(), item.stream.clone())).collect();
+        let lists = younger.into_iter().map(|stream| list_of(self.reader.clone(), stream.clone())).collect();
         let chunk_bytes_max = self.reader.repo().config.chunker.max;
         Some(Candidates::Several(Box::new(Several::new(Some(earlier), lists, chunk_bytes_max, 0))))
     }
@@ -83,16 +82,15 @@ fn changed(item: &Item) -> Option<(i64, i64)> {
 
 /// The items that changed later than the one at `path`, are about as long, and whose names are about as like it as any: the last
 /// ones, first.
-fn younger<'d>(dated: &'d [Dated], path: &str) -> Vec<&'d Dated> {
-    let Some(own) = dated.iter().find(|item| item.path == path) else { return Vec::new() };
+fn younger<'d>(dated: &'d BTreeMap<String, Dated>, path: &str) -> Vec<&'d StreamRef> {
+    let Some(own) = dated.get(path) else { return Vec::new() };
     let is_about_as_long = |other: &Dated| other.bytes * 3 <= own.bytes * 4 && own.bytes * 3 <= other.bytes * 4;
-    let is_younger = |other: &&Dated| other.changed > own.changed && is_about_as_long(other);
-    let mut younger: Vec<_> = dated.iter().filter(is_younger).collect();
-    let likest = younger.iter().map(|item| likeness(&item.path, path)).max().unwrap_or_default();
-    younger.retain(|item| likeness(&item.path, path) * 4 >= likest * 3);
-    younger.sort_by_key(|item| (Reverse(item.changed), &item.path));
-    younger.truncate(SEVERAL_ITEMS_MAX);
-    younger
+    let younger = dated.iter().filter(|(_, other)| other.changed > own.changed && is_about_as_long(other));
+    let mut younger: Vec<_> = younger.map(|(name, other)| (likeness(name, path), name, other)).collect();
+    let likest = younger.iter().map(|(likeness, ..)| *likeness).max().unwrap_or_default();
+    younger.retain(|(likeness, ..)| likeness * 4 >= likest * 3);
+    younger.sort_by_key(|(_, name, other)| (Reverse(other.changed), *name));
+    younger.into_iter().take(SEVERAL_ITEMS_MAX).map(|(.., other)| &other.stream).collect()
 }
 
 #[cfg(test)]
@@ -101,7 +99,7 @@ mod tests {
 
     #[test]
     fn younger_items_are_those_of_a_later_date_a_like_name_and_about_the_same_length() {
-        let dated: Vec<_> = [
+        let dated: BTreeMap<_, _> = [
             ("depot-sat.sql", 100, 6),
             ("shop-fri.sql", 90, 5),
             ("shop-mon.sql", 100, 1),
@@ -111,16 +109,15 @@ mod tests {
             ("shop-tue.sql", 75, 2),
             ("shop-wed.sql", 74, 3),
         ]
-        .map(|(path, bytes, day)| Dated {
-            path: path.to_owned(),
-            bytes,
-            changed: (day, 0),
-            stream: StreamRef::default(),
+        // So that each is known by its stream.
+        .map(|(path, bytes, day)| {
+            let stream = StreamRef { depth: day as u32, entries: Vec::new() };
+            (path.to_owned(), Dated { bytes, changed: (day, 0), stream })
         })
         .into();
-        let paths = |path| younger(&dated, path).into_iter().map(|item| &*item.path).collect::<Vec<_>>();
-        assert_eq!(paths("shop-mon.sql"), ["shop-sat.sql", "shop-fri.sql", "shop-tue.sql"]);
-        assert_eq!(paths("shop-sat.sql"), [""; 0], "it is the last");
-        assert_eq!(paths("shop.sql"), [""; 0], "there was none of that name");
+        let days = |path| younger(&dated, path).into_iter().map(|stream| stream.depth).collect::<Vec<_>>();
+        assert_eq!(days("shop-mon.sql"), [6, 5, 2], "not another, nor a shorter or longer one");
+        assert_eq!(days("shop-sat.sql"), [0; 0], "it is the last");
+        assert_eq!(days("shop.sql"), [0; 0], "there was none of that name");
     }
 }
