@@ -115,9 +115,12 @@ fn choose(own: Option<i32>, others: &[i32]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
     use super::super::earlier::Walk;
     use super::super::tests::{Numbers, entries, lengths, scattered};
     use super::*;
+    use crate::pipeline::PipelineError;
 
     const CHUNK_BYTES_MAX: u32 = 256 << 10;
 
@@ -133,8 +136,11 @@ mod tests {
 
     /// After which chunk of `new` another than `own` is chosen.
     fn decided(own: &[u64], others: &[Vec<u64>], new: &[u64]) -> Option<usize> {
+        decided_of(own, others.iter().map(|other| list(other)).collect(), new)
+    }
+
+    fn decided_of(own: &[u64], others: Vec<Arc<Walk>>, new: &[u64]) -> Option<usize> {
         let own = Earlier::walked(list(own), CHUNK_BYTES_MAX);
-        let others = others.iter().map(|other| list(other)).collect();
         let mut several = Several::new(Some(own), others, CHUNK_BYTES_MAX, 0);
         let mut at = 0;
         entries(new).iter().position(|entry| {
@@ -171,6 +177,20 @@ mod tests {
         }
         let full = vec![u64::from(CHUNK_BYTES_MAX); 1000];
         assert_eq!(decided(&[], std::slice::from_ref(&full), &full), None, "lengths that repeat say nothing");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_nearer_and_not_asked_for_again_and_again() {
+        let numbers = &mut Numbers(1);
+        let own = lengths(numbers, 3000);
+        let (new, asked) = (next_day(&own, numbers), Arc::<AtomicUsize>::default());
+        let count = asked.clone();
+        let unreadable = move |_: &mut dyn FnMut(ChunkEntry) -> Result<(), PipelineError>| {
+            count.fetch_add(1, Relaxed);
+            Err(PipelineError::from(Cancelled))
+        };
+        assert_eq!(decided_of(&own, vec![Arc::new(unreadable)], &new), None);
+        assert!((2..16).contains(&asked.load(Relaxed)), "{asked:?}");
     }
 
     #[test]
