@@ -7,6 +7,7 @@ Makes two days of each kind, as files of about --mb:
   vectors      float32 vectors of Gaussian noise, laid out as a flat index of FAISS: 1 % are computed anew, 1 % appended
   wide         a dump with JSON documents of 20 kB of words as rows: one field of 2 % of them is written anew
   reencrypted  a dump of which one column, of 64 hexadecimal digits, is new in every row; the others stay
+  stamped      a dump of rows of 130 bytes: the time at which they were looked at is new in every row, as a nightly job leaves it
   emptied      a dump of a queue: every day all rows are others, of the same form
   noise        random bytes, every day others: nothing can be saved
 Both days are taken by `vault snapshot stdin` into two repositories, one with deltas and one with `--delta off`. These are
@@ -173,6 +174,21 @@ def reencrypted(folder, size):
     return written(folder, day_of)
 
 
+def stamped(folder, size):
+    def looked_at(number, day, random):
+        at = datetime.datetime(2026, 11, 20 + day, 2) + datetime.timedelta(microseconds=number * 10_000 + random.randrange(10_000))
+        columns = order(number)
+        return line([*columns[:4], words(Random(number), 8), str(at), columns[1]])
+
+    rows = rows_in(size, lambda number: looked_at(number, 0, Random(0)))
+
+    def day_of(day):
+        random = Random(f"day {day}")
+        return (looked_at(number, day, random) for number in range(rows))
+
+    return written(folder, day_of)
+
+
 def emptied(folder, size):
     rows = rows_in(size, lambda number: line(order(number)))
     return written(folder, lambda day: (line(order(number)) for number in range(rows * day, rows * (day + 1))))
@@ -186,7 +202,7 @@ def noise(folder, size):
     return days
 
 
-KINDS = {each.__name__: each for each in (sqlite, pages, vectors, wide, reencrypted, emptied, noise)}
+KINDS = {each.__name__: each for each in (sqlite, pages, vectors, wide, reencrypted, stamped, emptied, noise)}
 
 
 class Store:
