@@ -71,6 +71,10 @@ pub const EARLIER_CHUNKS_AHEAD: usize = 2048;
 /// each chunk of the stream.
 pub const EARLIER_SCAN_FREE: u64 = 64 << 10;
 pub const EARLIER_SCANS_PER_CHUNK: u64 = 16;
+/// Bytes of a stream that are compressed against what stood there, where nobody knows where it is: to begin with, and at most
+/// before it is known whether it helps.
+pub const GUESSED_BYTES_FIRST: i64 = 2 << 20;
+pub const GUESSED_BYTES_MAX: i64 = 64 << 20;
 /// Items of the parent snapshot in which bases are looked for: not smaller than this, and no more of them.
 pub const EARLIER_ITEM_BYTES_MIN: u64 = 64 << 10;
 pub const EARLIER_ITEMS_MAX: usize = 20_000;

@@ -18,6 +18,7 @@ use crate::limits::{
     PUT_QUEUE_PACKS, SEAL_QUEUE_BLOBS, UPLOADERS_FAR,
 };
 use crate::pipeline::PipelineError;
+use crate::pipeline::delta::Guessed;
 use crate::pipeline::read::{Joined, Part, Reader};
 use crate::pipeline::stream::{Base, BlobPlace};
 use crate::repo::index::{BlobRow, Location};
@@ -28,8 +29,8 @@ use crate::seal::keys::{Keys, Kind};
 
 /// A blob on its way.
 pub enum Blob {
-    /// New chunks, to be sealed; the candidates are older chunks that may resemble them.
-    Plain { contents: BlobContents, plaintext: Vec<u8>, candidates: Vec<Base> },
+    /// New chunks, to be sealed; the candidates are older chunks that may resemble them, some of which are guessed.
+    Plain { contents: BlobContents, plaintext: Vec<u8>, candidates: Vec<Base>, guessed: Guessed },
     /// Sealed before and copied as it is.
     Sealed { contents: BlobContents, stored: Bytes },
 }
@@ -342,7 +343,7 @@ fn seal_blobs(
         }
         let done = match blob {
             Blob::Sealed { contents, stored } => SealedBlob { contents, stored },
-            Blob::Plain { mut contents, mut plaintext, candidates } => {
+            Blob::Plain { mut contents, mut plaintext, candidates, guessed } => {
                 let (bases, alone_bytes) = match &shared.bases {
                     Some(finder) if !candidates.is_empty() => finder.gather(sealer.opener(), &mut contents, candidates),
                     _ => (Joined::default(), 0),
@@ -354,6 +355,7 @@ fn seal_blobs(
                 if !contents.bases.is_empty() {
                     let saved = alone_bytes.saturating_sub(stored.len());
                     shared.added.bytes_saved_estimate.fetch_add(saved as u64, Relaxed);
+                    guessed.helped();
                 }
                 if let Some(finder) = &shared.bases {
                     finder.reader.take_back(bases);

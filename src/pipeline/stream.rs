@@ -14,7 +14,7 @@ use crate::limits::{
     SEGMENT_BYTES, SIMILAR_FRONT_CHUNKS, STANDING_BLOBS,
 };
 use crate::pipeline::PipelineError;
-use crate::pipeline::delta::Candidates;
+use crate::pipeline::delta::{Candidates, Guessed};
 use crate::pipeline::packer::{Blob, Packer, Pending};
 use crate::pipeline::snapshot::Counters;
 use crate::pipeline::stream_hash::{SegmentHash, StreamHash};
@@ -57,6 +57,7 @@ pub struct BlobBuilder {
     /// Candidates for bases, in order, and where they lie.
     bases: Vec<Base>,
     base_bytes: usize,
+    guessed: Guessed,
 }
 
 /// A chunk that new ones may be compressed against.
@@ -72,7 +73,8 @@ pub type BlobPlace = (ObjectId, u32);
 
 impl BlobBuilder {
     pub fn new(kind: BlobKind) -> Self {
-        Self { kind, chunks: Vec::new(), plaintext: Vec::new(), bases: Vec::new(), base_bytes: 0 }
+        let (chunks, plaintext, bases, base_bytes, guessed) = Default::default();
+        Self { kind, chunks, plaintext, bases, base_bytes, guessed }
     }
 
     /// Whether a chunk of `bytes` with these bases is better begun in the next blob.
@@ -112,10 +114,10 @@ impl BlobBuilder {
         }
         let plaintext = std::mem::replace(&mut self.plaintext, packer.buffer());
         let chunks = std::mem::take(&mut self.chunks);
-        let candidates = std::mem::take(&mut self.bases);
+        let (candidates, guessed) = (std::mem::take(&mut self.bases), std::mem::take(&mut self.guessed));
         self.base_bytes = 0;
         let contents = BlobContents { kind: self.kind, depth: 0, chunks, bases: Vec::new() };
-        packer.push(Blob::Plain { contents, plaintext, candidates })
+        packer.push(Blob::Plain { contents, plaintext, candidates, guessed })
     }
 }
 
@@ -274,6 +276,9 @@ impl Cutter {
             self.blob.flush(&self.shared.packer())?;
         }
         self.bytes_new += u64::from(bytes);
+        if let Some(guess) = self.candidates.guess() {
+            self.blob.guessed.add(guess, bytes);
+        }
         self.blob.add_bases(bases);
         self.blob.chunks.push(entry);
         self.blob.plaintext.extend_from_slice(plaintext);

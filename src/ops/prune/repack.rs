@@ -17,6 +17,7 @@ use crate::ops::holdings::bits::Bits;
 use crate::ops::holdings::chains::Chains;
 use crate::ops::holdings::{Holdings, is_damage, prefix_of};
 use crate::pipeline::PipelineError;
+use crate::pipeline::delta::Guessed;
 use crate::pipeline::packer::{Added, Blob, Packer, Pending};
 use crate::pipeline::read::Reader;
 use crate::progress::{Cancelled, Progress};
@@ -226,7 +227,7 @@ impl Copier<'_> {
             return Ok(());
         }
         let Gathered { contents, plaintext } = std::mem::replace(gathered, Gathered::new(kind, self.packer.buffer()));
-        self.packer.push(Blob::Plain { contents, plaintext, candidates: Vec::new() })
+        self.packer.push(Blob::Plain { contents, plaintext, candidates: Vec::new(), guessed: Guessed::default() })
     }
 
     fn flush(&mut self) -> Result<(), PipelineError> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, bounded};
 
+use super::guess::Guess;
 use super::lost::Lost;
 use super::place::Place;
 use super::rescan::{Budget, Passed, Way};
@@ -35,6 +36,11 @@ pub struct Earlier {
     strays: Strays,
     lost: Lost,
     budget: Budget,
+    guess: Arc<Guess>,
+    /// The last bases are a guess.
+    is_guess: bool,
+    /// Place in the earlier version minus place in the new one, when it was certain last.
+    sure_drift: i64,
     /// The length of the largest chunks, which says nothing.
     chunk_bytes_max: u32,
 }
@@ -54,10 +60,18 @@ impl Earlier {
     /// The same, from where the stream goes on in the list.
     pub(super) fn walked_from(walk: Arc<Walk>, chunk_bytes_max: u32, way: Way) -> Self {
         let window = window(walk.clone(), &way);
+        let (place, guess) = (Place::at(way.drift), Arc::default());
         let (strays, lost, budget) = Default::default();
-        let mut earlier = Self { walk, window, place: Place::at(way.drift), strays, lost, budget, chunk_bytes_max };
+        let (is_guess, sure_drift) = (false, way.drift);
+        let mut earlier =
+            Self { walk, window, place, strays, lost, budget, guess, is_guess, sure_drift, chunk_bytes_max };
         earlier.pass(&way.last);
         earlier
+    }
+
+    /// If the last bases are a guess, where to tell whether they help.
+    pub fn guess(&self) -> Option<&Arc<Guess>> {
+        Some(&self.guess).filter(|_| self.is_guess)
     }
 
     /// The list.
@@ -80,6 +94,7 @@ impl Earlier {
     /// Where the stream goes on, if the last chunks say that it does so elsewhere.
     fn find_way(&mut self, passed: Passed) -> Option<Way> {
         let is_lost = if self.place.is_sure() {
+            self.sure_drift = self.place.drift();
             self.lost.clear();
             false
         } else {
@@ -124,14 +139,22 @@ impl Earlier {
     }
 
     /// The earlier chunks that stand where a new chunk stands now, in order; often one, or none.
-    fn bases(&self, there: Option<RangeInclusive<u64>>, passed: &Passed) -> Vec<ChunkEntry> {
+    fn bases(&mut self, there: Option<RangeInclusive<u64>>, passed: &Passed) -> Vec<ChunkEntry> {
+        self.is_guess = false;
         if let Some(numbers) = there {
             return numbers.filter_map(|number| self.window.get(number)).map(|known| known.entry).collect();
         }
         if self.place.is_lost() {
-            return Vec::new();
+            if !self.guess.spend(passed.entry.bytes) {
+                return Vec::new();
+            }
+            self.is_guess = true;
         }
-        let (from, to) = (self.place.expected(passed.at), self.place.expected(passed.end()));
+        let expected = |at: u64| match self.is_guess {
+            true => at.saturating_add_signed(self.sure_drift),
+            false => self.place.expected(at),
+        };
+        let (from, to) = (expected(passed.at), expected(passed.end()));
         let touched = (self.window.first_ending_after(from)..).map_while(|number| self.window.get(number));
         touched
             .take_while(|known| known.start < to)

@@ -4,10 +4,12 @@
 //! both say where the stream is. Where it goes on far away, chunks that have not changed say so (`strays`), or the cut points of
 //! those that have (`lost`). An item of a name that is new is recognised by the lengths of its first chunks among those of the
 //! items that there are (`search`); if those say nothing, or its earlier version is older than another item of like name, by more
-//! of them (`several`). So a fresh machine finds the same bases as one with a full cache.
+//! of them (`several`). Where nobody knows, what stood there is tried (`guess`). So a fresh machine finds the same bases as one with
+//! a full cache.
 
 mod align;
 mod earlier;
+mod guess;
 mod laid;
 mod lost;
 mod parent;
@@ -24,6 +26,7 @@ use std::sync::Arc;
 use crate::format::manifest::ChunkEntry;
 use crate::pipeline::PipelineError;
 use earlier::Earlier;
+pub use guess::{Guess, Guessed};
 pub use parent::Parent;
 use search::Search;
 use several::Several;
@@ -45,6 +48,15 @@ impl Candidates {
     /// Those of an item whose path is in no earlier snapshot of the same.
     pub fn search(similar: Arc<Similar>, path: &str) -> Self {
         Self::Search(Box::new(Search::new(similar, path)))
+    }
+
+    /// If the last bases are those that stood there, and nothing says that the stream is there: where to tell whether they help.
+    pub fn guess(&self) -> Option<&Arc<Guess>> {
+        match self {
+            Self::Earlier(earlier) => earlier.guess(),
+            Self::Several(several) => several.guess(),
+            Self::None | Self::Search(_) => None,
+        }
     }
 
     /// Follows the new stream over a chunk at byte `at`. Returns the earlier chunks that stand where it stands now, in order:

@@ -76,6 +76,11 @@ impl Place {
         at.saturating_add_signed(self.drift)
     }
 
+    /// So many bytes farther on in the earlier version than in the new one.
+    pub fn drift(&self) -> i64 {
+        self.drift
+    }
+
     /// Whether `expected` says nothing.
     pub fn is_lost(&self) -> bool {
         self.trust < TRUST_MIN

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::earlier::{Earlier, Walk};
+use super::guess::Guess;
 use super::laid::{Laid, lay};
 use super::rescan::Passed;
 use crate::format::manifest::ChunkEntry;
@@ -61,6 +62,11 @@ impl Several {
         self.passed += 1;
         self.new += usize::from(!is_stored);
         self.own.as_mut().map_or_else(Vec::new, |own| own.follow(entry, at, is_stored))
+    }
+
+    /// See [`Earlier::guess`].
+    pub fn guess(&self) -> Option<&Arc<Guess>> {
+        self.own.as_ref().and_then(Earlier::guess)
     }
 
     /// The other item to look for bases in from now on, once it is known to be nearer.
