@@ -121,6 +121,7 @@ impl Earlier {
         tracing::debug!("a stream goes on elsewhere in its earlier version: from byte {} on", way.start);
         self.window = window(self.walk.clone(), &way);
         self.place = Place::at(way.drift);
+        self.sure_drift = way.drift;
         self.pass(&way.last);
     }
 
@@ -150,11 +151,8 @@ impl Earlier {
             }
             self.is_guess = true;
         }
-        let expected = |at: u64| match self.is_guess {
-            true => at.saturating_add_signed(self.sure_drift),
-            false => self.place.expected(at),
-        };
-        let (from, to) = (expected(passed.at), expected(passed.end()));
+        let drift = if self.is_guess { self.sure_drift } else { self.place.drift() };
+        let [from, to] = [passed.at, passed.end()].map(|at| at.saturating_add_signed(drift));
         let touched = (self.window.first_ending_after(from)..).map_while(|number| self.window.get(number));
         touched
             .take_while(|known| known.start < to)
