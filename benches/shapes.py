@@ -7,7 +7,7 @@ Makes two days of each kind, as files of about --mb:
   vectors      float32 vectors of Gaussian noise, laid out as a flat index of FAISS: 1 % are computed anew, 1 % appended
   wide         a dump with JSON documents of 20 kB of words as rows: one field of 2 % of them is written anew
   reencrypted  a dump of which one column, of 64 hexadecimal digits, is new in every row; the others stay
-  stamped      a dump of rows of 130 bytes: the time at which they were looked at is new in every row, as a nightly job leaves it
+  stamped      a dump of rows of 130 bytes: the time at which a nightly job looked at them is new in every one
   emptied      a dump of a queue: every day all rows are others, of the same form
   noise        random bytes, every day others: nothing can be saved
 Both days are taken by `vault snapshot stdin` into two repositories, one with deltas and one with `--delta off`. These are
@@ -176,7 +176,8 @@ def reencrypted(folder, size):
 
 def stamped(folder, size):
     def looked_at(number, day, random):
-        at = datetime.datetime(2026, 11, 20 + day, 2) + datetime.timedelta(microseconds=number * 10_000 + random.randrange(10_000))
+        microseconds = number * 10_000 + random.randrange(10_000)
+        at = datetime.datetime(2026, 11, 20 + day, 2) + datetime.timedelta(microseconds=microseconds)
         columns = order(number)
         return line([*columns[:4], words(Random(number), 8), str(at), columns[1]])
 
