@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::laid::lay;
-use super::rescan::{Passed, Way};
+use super::rescan::{Passed, Way, remember};
 use crate::format::manifest::ChunkEntry;
 use crate::limits::SIMILAR_FRONT_CHUNKS;
 
@@ -36,10 +36,7 @@ impl Lost {
 
     /// Notes a chunk after which the place is not certain. Says whether the earlier version is to be scanned.
     pub fn note(&mut self, passed: Passed) -> bool {
-        if self.last.len() == SIMILAR_FRONT_CHUNKS {
-            self.last.pop_front();
-        }
-        self.last.push_back(passed);
+        remember(&mut self.last, SIMILAR_FRONT_CHUNKS, passed);
         self.run += usize::from(!passed.is_stored);
         !passed.is_stored && self.run >= self.wanted
     }

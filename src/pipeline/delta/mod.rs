@@ -23,9 +23,10 @@ mod window;
 
 use std::sync::Arc;
 
-use crate::format::manifest::ChunkEntry;
+use crate::format::manifest::{ChunkEntry, StreamRef};
 use crate::pipeline::PipelineError;
-use earlier::Earlier;
+use crate::pipeline::read::Reader;
+use earlier::{Earlier, list_of};
 pub use guess::{Guess, Guessed};
 pub use parent::Parent;
 use search::Search;
@@ -48,6 +49,18 @@ impl Candidates {
     /// Those of an item whose path is in no earlier snapshot of the same.
     pub fn search(similar: Arc<Similar>, path: &str) -> Self {
         Self::Search(Box::new(Search::new(similar, path)))
+    }
+
+    /// Those of an item whose earlier version, if there is one, is `own`, and to which one of the streams `others` may be nearer, the
+    /// most likely first. So many of its chunks have passed already.
+    fn several<'s>(
+        reader: &Arc<Reader>,
+        own: Option<Earlier>,
+        others: impl IntoIterator<Item = &'s StreamRef>,
+        passed: usize,
+    ) -> Self {
+        let lists = others.into_iter().map(|stream| list_of(reader.clone(), stream.clone())).collect();
+        Self::Several(Box::new(Several::new(own, lists, reader.repo().config.chunker.max, passed)))
     }
 
     /// If the last bases are those that stood there, and nothing says that the stream is there: where to tell whether they help.

@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::Candidates;
-use super::earlier::{Earlier, list_of};
+use super::earlier::Earlier;
 use super::search::likeness;
-use super::several::Several;
 use crate::format::manifest::{Item, Manifest, StreamRef};
 use crate::limits::{
     EARLIER_ITEM_BYTES_MIN, EARLIER_ITEMS_MAX, SEVERAL_ITEMS_MAX, SIMILAR_FRONT_CHUNKS, SIMILAR_ITEMS_MAX,
@@ -68,9 +67,7 @@ impl Parent {
         if younger.is_empty() {
             return Some(Candidates::Earlier(Box::new(earlier)));
         }
-        let lists = younger.into_iter().map(|stream| list_of(self.reader.clone(), stream.clone())).collect();
-        let chunk_bytes_max = self.reader.repo().config.chunker.max;
-        Some(Candidates::Several(Box::new(Several::new(Some(earlier), lists, chunk_bytes_max, 0))))
+        Some(Candidates::several(&self.reader, Some(earlier), younger, 0))
     }
 }
 

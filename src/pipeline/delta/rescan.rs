@@ -20,6 +20,14 @@ impl Passed {
     }
 }
 
+/// Adds a chunk to the last ones, of which so many are remembered.
+pub fn remember(last: &mut VecDeque<Passed>, most: usize, passed: Passed) {
+    if last.len() == most {
+        last.pop_front();
+    }
+    last.push_back(passed);
+}
+
 /// Where the stream goes on: to begin with, both are at their beginning.
 #[derive(Debug, Default)]
 pub struct Way {

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use super::Candidates;
 use super::align::{Alignment, sure};
-use super::earlier::{Earlier, list_of};
-use super::several::Several;
+use super::earlier::Earlier;
 use super::similar::{Scored, Similar};
 use crate::format::manifest::{ChunkEntry, StreamRef};
 use crate::limits::{SETTLE_BYTES_MIN, SEVERAL_ITEMS_MAX, SIMILAR_FRONT_CHUNKS};
@@ -104,15 +103,13 @@ impl Search {
     /// Nothing is like the beginning: what has a like name may be like what follows.
     fn several(&self) -> Candidates {
         let mut known: Vec<_> = self.similar.older().items.iter().collect();
-        known.sort_by_key(|known| Reverse((likeness(&known.path, &self.path), &known.path)));
+        known.sort_by_cached_key(|known| Reverse((likeness(&known.path, &self.path), &known.path)));
         known.truncate(SEVERAL_ITEMS_MAX);
         if known.is_empty() {
             return Candidates::None;
         }
-        let reader = self.similar.reader();
-        let lists = known.into_iter().map(|known| list_of(reader.clone(), known.stream.clone())).collect();
-        let chunk_bytes_max = reader.repo().config.chunker.max;
-        Candidates::Several(Box::new(Several::new(None, lists, chunk_bytes_max, self.begun.len())))
+        let streams = known.into_iter().map(|known| &known.stream);
+        Candidates::several(self.similar.reader(), None, streams, self.begun.len())
     }
 
     /// The walk through the earlier version, up to where the new one is.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::earlier::{Earlier, Walk};
 use super::guess::Guess;
 use super::laid::{Laid, lay};
-use super::rescan::Passed;
+use super::rescan::{Passed, remember};
 use crate::format::manifest::ChunkEntry;
 use crate::limits::EARLIER_CHUNKS_AHEAD;
 use crate::progress::Cancelled;
@@ -55,10 +55,7 @@ impl Several {
 
     /// Follows the new stream over a chunk at byte `at`; returns its bases, none if it is stored already.
     pub fn follow(&mut self, entry: &ChunkEntry, at: u64, is_stored: bool) -> Vec<ChunkEntry> {
-        if self.last.len() == WINDOW {
-            self.last.pop_front();
-        }
-        self.last.push_back(Passed { entry: *entry, at, is_stored });
+        remember(&mut self.last, WINDOW, Passed { entry: *entry, at, is_stored });
         self.passed += 1;
         self.new += usize::from(!is_stored);
         self.own.as_mut().map_or_else(Vec::new, |own| own.follow(entry, at, is_stored))

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::rescan::{Passed, Way};
+use super::rescan::{Passed, Way, remember};
 use crate::format::manifest::ChunkEntry;
 
 /// With so many strays, and nothing near between them, the earlier version is scanned for them.
@@ -51,10 +51,7 @@ impl Strays {
         if self.last.iter().any(|last| last.entry == stray.entry) {
             return false;
         }
-        if self.last.len() == STRAYS_MIN {
-            self.last.pop_front();
-        }
-        self.last.push_back(stray);
+        remember(&mut self.last, STRAYS_MIN, stray);
         self.run += 1;
         self.run >= self.wanted
     }
