@@ -1,6 +1,8 @@
 //! What goes wrong between vault and a server, and what a user is told.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -294,9 +296,56 @@ fn somebody_who_waits_to_lock_a_table_does_not_stop_the_snapshot() {
     waiting.lock().unwrap().take().unwrap().join().unwrap().expect("he gets his lock in the end");
 }
 
+/// Writes a script that stands in for both tools.
+fn stand_in(folder: &Path, script: &str) {
+    for tool in ["pg_dump", "pg_dumpall"] {
+        let file = folder.join(tool);
+        std::fs::write(&file, format!("#!/bin/sh\n{script}")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+#[test]
+fn what_others_drop_meanwhile_is_looked_at_again() {
+    let Some(mut server) = Server::get("what_others_drop_meanwhile_is_looked_at_again") else { return };
+    let database = server.database();
+    server.run(&database, "CREATE TABLE a AS SELECT 1 AS i; CREATE VIEW b AS SELECT i FROM a");
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().display().to_string();
+    // The real tools, but first each says what `act` makes it say, with how often it has run before in `$n`.
+    stand_in(
+        folder.path(),
+        &format!(
+            "case \"$*\" in --version) exec \"${{0##*/}}\" \"$@\";; *globals*) part=globals;; *pre-data*) part=first;; *) part=last;; esac\n\
+            n=$(cat {place}/$part 2>/dev/null || echo 0); echo $((n + 1)) >{place}/$part\n. {place}/act\n\
+            exec \"${{0##*/}}\" \"$@\"\n"
+        ),
+    );
+    let act = |script: &str| std::fs::write(folder.path().join("act"), script).unwrap();
+    let runs = |part: &str| std::fs::read_to_string(folder.path().join(part)).unwrap_or_default().trim().to_owned();
+    let search = ToolSearch { path: vec![folder.path().to_owned()], versioned: Vec::new() };
+    let options = SnapshotOptions { tools: search, ..snapshot_options(&server.settings, &database) };
+    act(
+        "[ $n -gt 0 ] || { echo \"$part: error: query failed: ERROR:  cache lookup failed for function $$\" >&2; exit 1; }\n",
+    );
+    let kept = take(&options).unwrap();
+    assert_eq!(runs("globals"), "2");
+    let plain = take(&snapshot_options(&server.settings, &database)).unwrap();
+    for item in ["pre-data", "post-data", "table/public/a"] {
+        let path = format!("{database}/{item}");
+        assert_eq!(kept.text(&path), plain.text(&path), "{item} is stored once, and whole");
+    }
+    // What does not pass is not asked for again and again.
+    for part in ["globals", "first", "last"] {
+        act(&format!("[ $part != {part} ] || {{ echo 'query failed: permission denied' >&2; exit 1; }}\n"));
+        let _ = std::fs::remove_file(folder.path().join(part));
+        fails(take(&options), ErrorKind::DumpFailed, &["permission denied"]);
+        assert_eq!(runs(part), "2", "{part}");
+    }
+}
+
 #[test]
 fn an_old_or_missing_pg_dump_is_explained() {
-    use std::os::unix::fs::PermissionsExt;
     let Some(mut server) = Server::get("an_old_or_missing_pg_dump_is_explained") else { return };
     let database = server.database();
     let folder = tempfile::tempdir().unwrap();
@@ -305,19 +354,14 @@ fn an_old_or_missing_pg_dump_is_explained() {
     let place = folder.path().display().to_string();
     fails(take(&options), ErrorKind::Source, &["needs pg_dump", "none was found", &place]);
     let fake = |says: &str| {
-        for tool in ["pg_dump", "pg_dumpall"] {
-            let file = folder.path().join(tool);
-            std::fs::write(
-                &file,
-                format!(
-                    "#!/bin/sh\n[ \"$1\" = --version ] && {{ echo 'pg_dump (PostgreSQL) {says}'; exit; }}\n\
+        stand_in(
+            folder.path(),
+            &format!(
+                "[ \"$1\" = --version ] && {{ echo 'pg_dump (PostgreSQL) {says}'; exit; }}\n\
                 {{ tr '\\0' '\\n' </proc/$$/environ; echo \"$@\"; cat \"$PGPASSFILE\" >/dev/null; }} >{place}/seen\n\
                 ls -l \"$PGPASSFILE\" >>{place}/seen\n. {place}/act\n"
-                ),
-            )
-            .unwrap();
-            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
-        }
+            ),
+        );
     };
     fake("9.6.1");
     fails(take(&options), ErrorKind::Source, &["needs pg_dump", "9.6.1", &place]);

@@ -13,7 +13,7 @@ use crate::source::postgres::quote::{ident, literal};
 /// How long one table may be kept locked by others before the snapshot gives up.
 const LOCK_WAIT_SECONDS: u32 = 60;
 /// How often tables may appear or vanish between listing and locking them before the rest is taken as it is.
-pub(super) const LOCK_ATTEMPTS: u32 = 5;
+const LOCK_ATTEMPTS: u32 = 5;
 
 /// Locks all tables, then takes the snapshot: what is locked before cannot be emptied or rewritten behind its back.
 ///

@@ -1,5 +1,6 @@
 //! Databases out of a server: one exported snapshot per database, several connections that copy tables side by side.
 
+mod attempts;
 mod copier;
 mod locks;
 mod schema;
@@ -21,9 +22,10 @@ use super::settings::Settings;
 use super::tools::{ToolSearch, Tools};
 use crate::progress::{Cancelled, Progress};
 use crate::source::{ItemFacts, ItemSink, ItemSource, SourceFacts};
+use attempts::Attempts;
 use copier::Copier;
-use locks::{LOCK_ATTEMPTS, consistency, lock_and_export};
-use schema::{Gate, SchemaDump, is_blocked};
+use locks::{consistency, lock_and_export};
+use schema::{Gate, SchemaDump};
 
 /// Oldest server that is read, as `server_version_num`.
 const VERSION_MIN: u32 = 130_000;
@@ -116,14 +118,14 @@ pub fn snapshot(
     let mut order = 1;
     let mut points = Map::new();
     for database in &databases {
-        let mut attempt = 1;
+        let mut attempts = Attempts::default();
         order = loop {
             let mut dump = DatabaseDump::open(options, &tools, database, &earlier, sink, progress)?;
             let (mut warnings, point) = (std::mem::take(&mut dump.warnings), dump.point.clone());
             match dump.run(order) {
                 // Nothing has been stored yet, and whoever was in the way gets his lock now.
-                Err(Broken::Blocked(_)) if attempt < LOCK_ATTEMPTS => attempt += 1,
-                Err(Broken::Blocked(e) | Broken::Failed(e)) => return Err(e),
+                Err(Broken::AtFirst(e)) if attempts.again(&e) => {}
+                Err(Broken::AtFirst(e) | Broken::Later(e)) => return Err(e),
                 Ok(next) => {
                     facts.warnings.append(&mut warnings);
                     points.insert(database.name.clone(), Value::Object(point));
@@ -200,15 +202,24 @@ fn dump_globals(
     if !with_passwords {
         arguments.push("--no-role-passwords".to_owned());
     }
-    let mut filter = SchemaFilter::default();
-    let mut text = Vec::new();
-    tools.pg_dumpall(&options.connection, home, &arguments, halt, &mut |line| {
-        filter.line(line, &mut |_, bytes| {
-            text.extend_from_slice(bytes);
-            Ok(())
-        })
-    })?;
-    filter.complete("pg_dumpall")?;
+    let mut attempts = Attempts::default();
+    let text = loop {
+        let (mut filter, mut text) = (SchemaFilter::default(), Vec::new());
+        let ended = tools.pg_dumpall(&options.connection, home, &arguments, halt, &mut |line| {
+            filter.line(line, &mut |_, bytes| {
+                text.extend_from_slice(bytes);
+                Ok(())
+            })
+        });
+        match ended {
+            Err(e) if attempts.again(&e) => {}
+            Err(e) => return Err(e),
+            Ok(()) => {
+                filter.complete("pg_dumpall")?;
+                break text;
+            }
+        }
+    };
     let meta = Map::from_iter([("passwords".to_owned(), with_passwords.into())]);
     store(sink, 0, "globals", "globals", &text, ItemFacts { rows: None, meta })
 }
@@ -261,9 +272,9 @@ struct DatabaseDump<'a> {
 
 /// Why a database was not dumped.
 enum Broken {
-    /// pg_dump met a lock that waits for ours. Nothing has been stored.
-    Blocked(PostgresError),
-    Failed(PostgresError),
+    /// Before anything was stored.
+    AtFirst(PostgresError),
+    Later(PostgresError),
 }
 
 /// The order numbers of a database's items.
@@ -445,9 +456,9 @@ impl<'a> DatabaseDump<'a> {
         }
         let [failure, lost] = [failure, lost].map(|error| error.into_inner().expect("all threads have ended"));
         match failure.or(lost) {
-            Some(e) if !passed && is_blocked(&e) => Err(Broken::Blocked(e)),
-            Some(e) => Err(Broken::Failed(e)),
-            None if self.progress.is_cancelled() => Err(Broken::Failed(PostgresError::Cancelled(Cancelled))),
+            Some(e) if passed => Err(Broken::Later(e)),
+            Some(e) => Err(Broken::AtFirst(e)),
+            None if self.progress.is_cancelled() => Err(Broken::Later(PostgresError::Cancelled(Cancelled))),
             None => Ok(next),
         }
     }

@@ -19,7 +19,7 @@ const PG_DUMP_LOCK_WAIT_MS: u32 = 5_000;
 /// How many of them run for one database.
 const PG_DUMPS: usize = 2;
 
-/// Holds everything back until each pg_dump has its locks: until then one can begin anew, with another snapshot.
+/// Holds everything back until each pg_dump has its locks and has read all that it will say: until then one can begin anew, with another snapshot.
 #[derive(Default)]
 pub(super) struct Gate {
     state: Mutex<GateState>,
@@ -34,7 +34,7 @@ struct GateState {
 }
 
 impl Gate {
-    /// Says that the locks are there, and waits for the others. Returns whether to go on.
+    /// Says that one of them begins to write, and waits for the others. Returns whether to go on.
     fn arrive(&self) -> bool {
         let mut state = self.state.lock().expect("nothing panics with it");
         state.arrived += 1;
@@ -77,11 +77,6 @@ pub(super) struct SchemaDump<'a> {
     pub unrefreshed: &'a [String],
     pub halt: &'a Halt,
     pub gate: Gate,
-}
-
-/// Whether pg_dump gave up waiting for a lock.
-pub(super) fn is_blocked(error: &PostgresError) -> bool {
-    matches!(error, PostgresError::Tool { stderr, .. } if stderr.contains("LOCK TABLE"))
 }
 
 impl SchemaDump<'_> {
@@ -130,7 +125,7 @@ impl SchemaDump<'_> {
         self.tools.pg_dump(&self.options.connection, &self.database.name, arguments, self.halt, &mut |line| {
             let stream = match &mut stream {
                 Some(stream) => stream,
-                // It writes nothing before it has all its locks.
+                // It writes nothing before it has all its locks and all its answers.
                 None if self.gate.arrive() => stream.insert(self.sink.begin(order, &path, "schema")?),
                 None => return Err(io::Error::other(Cancelled)),
             };
