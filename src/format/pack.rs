@@ -48,6 +48,12 @@ impl BlobContents {
         bytes_of(&self.chunks)
     }
 
+    /// Takes its bases from it.
+    pub fn stand_alone(&mut self) {
+        self.bases.clear();
+        self.depth = 0;
+    }
+
     /// Appends the list: kind, depth, counts, chunks, bases.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let count = |n: usize| u16::try_from(n).expect("a blob has at most BLOB_CHUNKS_MAX chunks and bases");
