@@ -71,9 +71,10 @@ pub const EARLIER_CHUNKS_AHEAD: usize = 2048;
 /// each chunk of the stream.
 pub const EARLIER_SCAN_FREE: u64 = 64 << 10;
 pub const EARLIER_SCANS_PER_CHUNK: u64 = 16;
-/// Bytes of a stream that are compressed against what stood there, where nobody knows where it is: to begin with, and at most
-/// before it is known whether it helps.
-pub const GUESSED_BYTES_FIRST: i64 = 2 << 20;
+/// Bytes of a stream that are compressed against what stood there, where nobody knows where it is: to begin with, as much as is
+/// on its way before it is known whether it helps; once more after that did not; and at most.
+pub const GUESSED_BYTES_FIRST: i64 = 16 << 20;
+pub const GUESSED_BYTES_AGAIN: i64 = 2 << 20;
 pub const GUESSED_BYTES_MAX: i64 = 64 << 20;
 /// Items of the parent snapshot in which bases are looked for: not smaller than this, and no more of them.
 pub const EARLIER_ITEM_BYTES_MIN: u64 = 64 << 10;

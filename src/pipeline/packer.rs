@@ -348,14 +348,19 @@ fn seal_blobs(
                     Some(finder) if !candidates.is_empty() => finder.gather(sealer.opener(), &mut contents, candidates),
                     _ => (Joined::default(), 0),
                 };
-                let given = Bases { plaintext: bases.bytes(), alone_bytes };
+                let given = if guessed.may_help(&plaintext, bases.bytes()) {
+                    Bases { plaintext: bases.bytes(), alone_bytes }
+                } else {
+                    contents.stand_alone();
+                    Bases::default()
+                };
                 let mut stored = shared.spare_sealed.1.try_recv().unwrap_or_default();
                 let entropy = random().map_err(PipelineError::Repo)?;
                 sealer.seal(&shared.repo.keys, &mut contents, &plaintext, given, &entropy, &mut stored)?;
                 if !contents.bases.is_empty() {
                     let saved = alone_bytes.saturating_sub(stored.len());
                     shared.added.bytes_saved_estimate.fetch_add(saved as u64, Relaxed);
-                    guessed.helped();
+                    guessed.helped(&plaintext, &contents.bases, given.plaintext);
                 }
                 if let Some(finder) = &shared.bases {
                     finder.reader.take_back(bases);

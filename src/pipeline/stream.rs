@@ -277,7 +277,8 @@ impl Cutter {
         }
         self.bytes_new += u64::from(bytes);
         if let Some(guess) = self.candidates.guess() {
-            self.blob.guessed.add(guess, bytes);
+            let start = self.blob.plaintext.len();
+            self.blob.guessed.add(guess, at, start..start + plaintext.len());
         }
         self.blob.add_bases(bases);
         self.blob.chunks.push(entry);

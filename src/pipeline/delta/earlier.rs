@@ -14,7 +14,7 @@ use super::lost::Lost;
 use super::place::Place;
 use super::rescan::{Budget, Passed, Way};
 use super::strays::Strays;
-use super::window::Window;
+use super::window::{Known, Window};
 use crate::format::manifest::{ChunkEntry, StreamRef};
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
@@ -23,6 +23,10 @@ use crate::pipeline::read::Reader;
 const BATCH: usize = 256;
 /// Of an earlier chunk that only touches the place, less than this is not worth having.
 const OVERLAP_BYTES_MIN: u64 = 4 << 10;
+
+/// Cut points that agree by accident do so for fewer chunks than these, or not to so many bytes: then guesses go on where they were.
+const STEADY_CHUNKS: u32 = 8;
+const STEADY_BYTES: u64 = 4 << 10;
 
 /// Calls with each chunk of a list, in order, until that fails.
 pub(super) type Walk =
@@ -37,10 +41,10 @@ pub struct Earlier {
     lost: Lost,
     budget: Budget,
     guess: Arc<Guess>,
-    /// The last bases are a guess.
-    is_guess: bool,
-    /// Place in the earlier version minus place in the new one, when it was certain last.
-    sure_drift: i64,
+    /// For so many chunks it was certain that the stream is about so many bytes farther on in the earlier version.
+    steady: (u32, i64),
+    /// The first of the last bases, if they are a guess.
+    guessed: Option<Known>,
     /// The length of the largest chunks, which says nothing.
     chunk_bytes_max: u32,
 }
@@ -60,18 +64,16 @@ impl Earlier {
     /// The same, from where the stream goes on in the list.
     pub(super) fn walked_from(walk: Arc<Walk>, chunk_bytes_max: u32, way: Way) -> Self {
         let window = window(walk.clone(), &way);
-        let (place, guess) = (Place::at(way.drift), Arc::default());
-        let (strays, lost, budget) = Default::default();
-        let (is_guess, sure_drift) = (false, way.drift);
-        let mut earlier =
-            Self { walk, window, place, strays, lost, budget, guess, is_guess, sure_drift, chunk_bytes_max };
+        let (place, guess) = (Place::at(way.drift), Arc::new(Guess::new(way.drift)));
+        let (strays, lost, budget, guessed, steady) = Default::default();
+        let mut earlier = Self { walk, window, place, strays, lost, budget, guess, steady, guessed, chunk_bytes_max };
         earlier.pass(&way.last);
         earlier
     }
 
-    /// If the last bases are a guess, where to tell whether they help.
-    pub fn guess(&self) -> Option<&Arc<Guess>> {
-        Some(&self.guess).filter(|_| self.is_guess)
+    /// If the last bases are a guess, where to tell whether they help, and the first of them.
+    pub fn guess(&self) -> Option<(&Arc<Guess>, Known)> {
+        self.guessed.map(|base| (&self.guess, base))
     }
 
     /// The list.
@@ -83,6 +85,9 @@ impl Earlier {
     pub fn follow(&mut self, entry: &ChunkEntry, at: u64, is_stored: bool) -> Vec<ChunkEntry> {
         let passed = Passed { entry: *entry, at, is_stored };
         self.budget.follow();
+        if self.place.is_lost() {
+            self.place.suppose(self.guess.drift(at));
+        }
         let there = self.step(&passed);
         let bases = if is_stored { Vec::new() } else { self.bases(there, &passed) };
         if let Some(way) = self.find_way(passed) {
@@ -94,10 +99,16 @@ impl Earlier {
     /// Where the stream goes on, if the last chunks say that it does so elsewhere.
     fn find_way(&mut self, passed: Passed) -> Option<Way> {
         let is_lost = if self.place.is_sure() {
-            self.sure_drift = self.place.drift();
+            let drift = self.place.drift();
+            let is_steady = self.steady.1.abs_diff(drift) <= STEADY_BYTES;
+            self.steady = (if is_steady { self.steady.0 + 1 } else { 0 }, drift);
+            if self.steady.0 >= STEADY_CHUNKS {
+                self.guess.set_out(passed.end(), drift);
+            }
             self.lost.clear();
             false
         } else {
+            self.steady.0 = 0;
             self.lost.note(passed) && self.place.is_lost()
         };
         let is_stray = if passed.is_stored && self.window.numbers(&passed.entry.id).next().is_some() {
@@ -121,7 +132,7 @@ impl Earlier {
         tracing::debug!("a stream goes on elsewhere in its earlier version: from byte {} on", way.start);
         self.window = window(self.walk.clone(), &way);
         self.place = Place::at(way.drift);
-        self.sure_drift = way.drift;
+        self.guess.set_out(way.last.back().map_or(0, Passed::end), way.drift);
         self.pass(&way.last);
     }
 
@@ -141,24 +152,22 @@ impl Earlier {
 
     /// The earlier chunks that stand where a new chunk stands now, in order; often one, or none.
     fn bases(&mut self, there: Option<RangeInclusive<u64>>, passed: &Passed) -> Vec<ChunkEntry> {
-        self.is_guess = false;
+        self.guessed = None;
         if let Some(numbers) = there {
             return numbers.filter_map(|number| self.window.get(number)).map(|known| known.entry).collect();
         }
-        if self.place.is_lost() {
-            if !self.guess.spend(passed.entry.bytes) {
-                return Vec::new();
-            }
-            self.is_guess = true;
+        let is_guess = self.place.is_lost();
+        if is_guess && !self.guess.spend(passed.entry.bytes) {
+            return Vec::new();
         }
-        let drift = if self.is_guess { self.sure_drift } else { self.place.drift() };
-        let [from, to] = [passed.at, passed.end()].map(|at| at.saturating_add_signed(drift));
+        let [from, to] = [passed.at, passed.end()].map(|at| self.place.expected(at));
         let touched = (self.window.first_ending_after(from)..).map_while(|number| self.window.get(number));
-        touched
+        let bases: Vec<_> = touched
             .take_while(|known| known.start < to)
             .filter(|known| known.end().min(to) - known.start.max(from) >= OVERLAP_BYTES_MIN)
-            .map(|known| known.entry)
-            .collect()
+            .collect();
+        self.guessed = bases.first().copied().filter(|_| is_guess);
+        bases.into_iter().map(|known| known.entry).collect()
     }
 }
 

@@ -9,7 +9,9 @@
 
 mod align;
 mod earlier;
+mod find;
 mod guess;
+mod guessed;
 mod laid;
 mod lost;
 mod parent;
@@ -19,6 +21,7 @@ mod search;
 mod several;
 mod similar;
 mod strays;
+mod track;
 mod window;
 
 use std::sync::Arc;
@@ -27,11 +30,13 @@ use crate::format::manifest::{ChunkEntry, StreamRef};
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
 use earlier::{Earlier, list_of};
-pub use guess::{Guess, Guessed};
+pub use guess::Guess;
+pub use guessed::Guessed;
 pub use parent::Parent;
 use search::Search;
 use several::Several;
 pub use similar::Similar;
+use window::Known;
 
 /// Where bases are looked for while a stream is written.
 pub enum Candidates {
@@ -63,8 +68,9 @@ impl Candidates {
         Self::Several(Box::new(Several::new(own, lists, reader.repo().config.chunker.max, passed)))
     }
 
-    /// If the last bases are those that stood there, and nothing says that the stream is there: where to tell whether they help.
-    pub fn guess(&self) -> Option<&Arc<Guess>> {
+    /// If the last bases are those that stood there, and nothing says that the stream is there: where to tell whether they help,
+    /// and the first of them.
+    pub fn guess(&self) -> Option<(&Arc<Guess>, Known)> {
         match self {
             Self::Earlier(earlier) => earlier.guess(),
             Self::Several(several) => several.guess(),

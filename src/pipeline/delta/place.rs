@@ -81,7 +81,12 @@ impl Place {
         self.drift
     }
 
-    /// Whether `expected` says nothing.
+    /// While nobody knows: so many bytes farther on it may be.
+    pub fn suppose(&mut self, drift: i64) {
+        self.drift = drift;
+    }
+
+    /// Whether `expected` says nothing, or what was supposed.
     pub fn is_lost(&self) -> bool {
         self.trust < TRUST_MIN
     }

@@ -13,6 +13,7 @@ use super::earlier::{Earlier, Walk};
 use super::guess::Guess;
 use super::laid::{Laid, lay};
 use super::rescan::{Passed, remember};
+use super::window::Known;
 use crate::format::manifest::ChunkEntry;
 use crate::limits::EARLIER_CHUNKS_AHEAD;
 use crate::progress::Cancelled;
@@ -62,7 +63,7 @@ impl Several {
     }
 
     /// See [`Earlier::guess`].
-    pub fn guess(&self) -> Option<&Arc<Guess>> {
+    pub fn guess(&self) -> Option<(&Arc<Guess>, Known)> {
         self.own.as_ref().and_then(Earlier::guess)
     }
 

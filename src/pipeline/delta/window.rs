@@ -14,7 +14,7 @@ use crate::limits::{EARLIER_CHUNKS_AHEAD, EARLIER_CHUNKS_BEHIND};
 const CHUNKS_A_SLIDE: usize = 4;
 
 /// A chunk of the earlier version and the byte at which it starts there.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct Known {
     pub entry: ChunkEntry,
     pub start: u64,
