@@ -8,6 +8,7 @@ Makes two days of each kind, as files of about --mb:
   wide         a dump with JSON documents of 20 kB of words as rows: one field of 2 % of them is written anew
   reencrypted  a dump of which one column, of 64 hexadecimal digits, is new in every row; the others stay
   stamped      a dump of rows of 130 bytes: the time at which a nightly job looked at them is new in every one
+  grown        a dump of rows of 90 bytes, to which a column is added that is empty in all of them
   emptied      a dump of a queue: every day all rows are others, of the same form
   noise        random bytes, every day others: nothing can be saved
 Both days are taken by `vault snapshot stdin` into two repositories, one with deltas and one with `--delta off`. These are
@@ -190,6 +191,14 @@ def stamped(folder, size):
     return written(folder, day_of)
 
 
+def grown(folder, size):
+    def row(number, added):
+        return line([*order(number)[:4], words(Random(number), 6), *added])
+
+    rows = rows_in(size, lambda number: row(number, []))
+    return written(folder, lambda day: (row(number, ["\\N"] * day) for number in range(rows)))
+
+
 def emptied(folder, size):
     rows = rows_in(size, lambda number: line(order(number)))
     return written(folder, lambda day: (line(order(number)) for number in range(rows * day, rows * (day + 1))))
@@ -203,7 +212,7 @@ def noise(folder, size):
     return days
 
 
-KINDS = {each.__name__: each for each in (sqlite, pages, vectors, wide, reencrypted, stamped, emptied, noise)}
+KINDS = {each.__name__: each for each in (sqlite, pages, vectors, wide, reencrypted, stamped, grown, emptied, noise)}
 
 
 class Store:
