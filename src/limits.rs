@@ -73,7 +73,7 @@ pub const EARLIER_SCAN_FREE: u64 = 64 << 10;
 pub const EARLIER_SCANS_PER_CHUNK: u64 = 16;
 /// Bytes of a stream that are compressed against what stood there, where nobody knows where it is: to begin with, as much as is
 /// on its way before it is known whether it helps; once more after that did not; and at most.
-pub const GUESSED_BYTES_FIRST: i64 = 16 << 20;
+pub const GUESSED_BYTES_FIRST: i64 = 24 << 20;
 pub const GUESSED_BYTES_AGAIN: i64 = 2 << 20;
 pub const GUESSED_BYTES_MAX: i64 = 64 << 20;
 /// Items of the parent snapshot in which bases are looked for: not smaller than this, and no more of them.

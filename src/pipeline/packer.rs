@@ -357,7 +357,9 @@ fn seal_blobs(
                 let mut stored = shared.spare_sealed.1.try_recv().unwrap_or_default();
                 let entropy = random().map_err(PipelineError::Repo)?;
                 sealer.seal(&shared.repo.keys, &mut contents, &plaintext, given, &entropy, &mut stored)?;
-                if !contents.bases.is_empty() {
+                if contents.bases.is_empty() {
+                    guessed.failed();
+                } else {
                     let saved = alone_bytes.saturating_sub(stored.len());
                     shared.added.bytes_saved_estimate.fetch_add(saved as u64, Relaxed);
                     guessed.helped(&plaintext, &contents.bases, given.plaintext);

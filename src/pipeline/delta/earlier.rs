@@ -27,6 +27,8 @@ const OVERLAP_BYTES_MIN: u64 = 4 << 10;
 /// Cut points that agree by accident do so for fewer chunks than these, or not to so many bytes: then guesses go on where they were.
 const STEADY_CHUNKS: u32 = 8;
 const STEADY_BYTES: u64 = 4 << 10;
+/// And so far from where guesses follow the stream they are not believed before.
+const ASTRAY_BYTES: u64 = 32 << 10;
 
 /// Calls with each chunk of a list, in order, until that fails.
 pub(super) type Walk =
@@ -109,7 +111,8 @@ impl Earlier {
             false
         } else {
             self.steady.0 = 0;
-            self.lost.note(passed) && self.place.is_lost()
+            // Where guesses follow it, cut points that lie as those of other places do so by accident.
+            self.lost.note(passed) && self.place.is_lost() && self.guess.followed(passed.at).is_none()
         };
         let is_stray = if passed.is_stored && self.window.numbers(&passed.entry.id).next().is_some() {
             self.strays.clear();
@@ -150,23 +153,33 @@ impl Earlier {
         self.place.follow(&self.window, id, passed.at, passed.entry.bytes)
     }
 
+    /// How many bytes farther on byte `at` is by a guess, if that is better than what cut points say.
+    fn guess_at(&self, at: u64) -> Option<i64> {
+        if self.place.is_lost() {
+            return Some(self.guess.drift(at));
+        }
+        let is_steady = self.steady.0 >= STEADY_CHUNKS;
+        self.guess.followed(at).filter(|drift| !is_steady && drift.abs_diff(self.place.drift()) > ASTRAY_BYTES)
+    }
+
     /// The earlier chunks that stand where a new chunk stands now, in order; often one, or none.
     fn bases(&mut self, there: Option<RangeInclusive<u64>>, passed: &Passed) -> Vec<ChunkEntry> {
         self.guessed = None;
-        if let Some(numbers) = there {
+        let guess = self.guess_at(passed.at);
+        if let (Some(numbers), None) = (there, guess) {
             return numbers.filter_map(|number| self.window.get(number)).map(|known| known.entry).collect();
         }
-        let is_guess = self.place.is_lost();
-        if is_guess && !self.guess.spend(passed.entry.bytes) {
+        if guess.is_some() && !self.guess.spend(passed.entry.bytes) {
             return Vec::new();
         }
-        let [from, to] = [passed.at, passed.end()].map(|at| self.place.expected(at));
+        let drift = guess.unwrap_or(self.place.drift());
+        let [from, to] = [passed.at, passed.end()].map(|at| at.saturating_add_signed(drift));
         let touched = (self.window.first_ending_after(from)..).map_while(|number| self.window.get(number));
         let bases: Vec<_> = touched
             .take_while(|known| known.start < to)
             .filter(|known| known.end().min(to) - known.start.max(from) >= OVERLAP_BYTES_MIN)
             .collect();
-        self.guessed = bases.first().copied().filter(|_| is_guess);
+        self.guessed = bases.first().copied().filter(|_| guess.is_some());
         bases.into_iter().map(|known| known.entry).collect()
     }
 }

@@ -20,6 +20,7 @@ pub struct Guess {
     left: AtomicI64,
     /// Once begun it goes on while something is left: a chunk here and there would have all their blobs tried.
     is_trying: AtomicBool,
+    has_helped: AtomicBool,
     track: Mutex<Track>,
 }
 
@@ -27,7 +28,7 @@ impl Guess {
     /// Of a stream that begins so many bytes farther on in its earlier version.
     pub fn new(drift: i64) -> Self {
         let (left, track) = (AtomicI64::new(GUESSED_BYTES_FIRST), Mutex::new(Track::from(0, drift)));
-        Self { left, is_trying: AtomicBool::new(false), track }
+        Self { left, is_trying: AtomicBool::new(false), has_helped: AtomicBool::new(false), track }
     }
 
     /// From byte `at` on it is known how many bytes farther on the stream is.
@@ -38,6 +39,12 @@ impl Guess {
     /// How many bytes farther on byte `at` should be.
     pub fn drift(&self, at: u64) -> i64 {
         self.track().drift(at)
+    }
+
+    /// How many bytes farther on byte `at` should be, if the stream was seen not long ago.
+    pub fn followed(&self, at: u64) -> Option<i64> {
+        let track = self.track();
+        track.is_followed(at).then(|| track.drift(at))
     }
 
     /// Byte `at` was seen so many bytes farther on.
@@ -64,10 +71,21 @@ impl Guess {
 
     /// So many bytes were compressed against what stood there, and it helped: several times as many may be tried. What is on its
     /// way to be compressed says nothing yet.
-    pub fn earn(&self, bytes: u64) {
+    pub fn helped(&self, bytes: u64) {
+        self.has_helped.store(true, Relaxed);
         let earned = i64::try_from(bytes).unwrap_or(i64::MAX).saturating_mul(EARNS);
-        let _ =
-            self.left.fetch_update(Relaxed, Relaxed, |left| Some(left.saturating_add(earned).min(GUESSED_BYTES_MAX)));
+        self.change_left(|left| left.saturating_add(earned).min(GUESSED_BYTES_MAX));
+    }
+
+    /// It did not help: if it never did, less is tried from now on.
+    pub fn failed(&self) {
+        if !self.has_helped.load(Relaxed) {
+            self.change_left(|left| left.min(GUESSED_BYTES_AGAIN));
+        }
+    }
+
+    fn change_left(&self, change: impl Fn(i64) -> i64) {
+        let _ = self.left.fetch_update(Relaxed, Relaxed, |left| Some(change(left)));
     }
 }
 
@@ -77,13 +95,15 @@ mod tests {
 
     const CHUNK: u32 = 64 << 10;
 
-    /// How many of `count` chunks are tried, if each that was is said to have helped or not.
-    fn tried(count: usize, helps: bool) -> usize {
+    /// How many of `count` chunks are tried, if of each that was is said whether it helped, or nothing.
+    fn tried(count: usize, helps: Option<bool>) -> usize {
         let guess = Guess::new(0);
         let try_one = |_: &usize| {
             let may = guess.spend(CHUNK);
-            if may && helps {
-                guess.earn(u64::from(CHUNK));
+            match helps {
+                Some(true) if may => guess.helped(u64::from(CHUNK)),
+                Some(false) if may => guess.failed(),
+                _ => {}
             }
             may
         };
@@ -92,9 +112,20 @@ mod tests {
 
     #[test]
     fn what_helps_is_tried_on_and_what_does_not_hardly() {
-        assert_eq!(tried(10_000, true), 10_000);
-        let first = usize::try_from(GUESSED_BYTES_FIRST).unwrap() / CHUNK as usize;
-        let tried = tried(10_000, false);
-        assert!((first + 60..first + 90).contains(&tried), "{tried}, {first} to begin with");
+        assert_eq!(tried(10_000, Some(true)), 10_000);
+        for (helps, first) in [(None, GUESSED_BYTES_FIRST), (Some(false), GUESSED_BYTES_AGAIN)] {
+            let (tried, first) = (tried(10_000, helps), usize::try_from(first).unwrap() / CHUNK as usize);
+            assert!((first + 60..first + 90).contains(&tried), "{tried}, {first} to begin with");
+        }
+    }
+
+    #[test]
+    fn one_failure_after_it_helped_does_not_end_it() {
+        let guess = Guess::new(0);
+        assert!(guess.spend(CHUNK));
+        guess.helped(u64::from(CHUNK));
+        guess.failed();
+        let first = u32::try_from(GUESSED_BYTES_FIRST).unwrap();
+        assert!((0..first / CHUNK).all(|_| guess.spend(CHUNK)));
     }
 }

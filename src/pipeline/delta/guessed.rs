@@ -46,14 +46,21 @@ impl Guessed {
         self.bytes() < blob.len() || has_much_of(base_bytes, blob)
     }
 
+    /// The blob stands alone.
+    pub fn failed(&self) {
+        if let Some(guess) = &self.guess {
+            guess.failed();
+        }
+    }
+
     /// The blob rests on `bases`.
     pub fn helped(&self, blob: &[u8], bases: &[ChunkEntry], base_bytes: &[u8]) {
         let Some(guess) = &self.guess else { return };
-        guess.earn(self.bytes() as u64);
+        guess.helped(self.bytes() as u64);
         let seen = |tried: &Tried| {
             let position = bases.iter().position(|entry| *entry == tried.base.entry)?;
             let before: u64 = bases[..position].iter().map(|entry| u64::from(entry.bytes)).sum();
-            let drift = find_end(&blob[tried.place.clone()], base_bytes)?;
+            let drift = find_end(&blob[tried.place.clone()], base_bytes, usize::try_from(before).ok()?)?;
             // The bases follow each other in the earlier version, so they begin there as far before that base as in the blob.
             let begins = |start: u64, before: u64| start.cast_signed() - before.cast_signed();
             let end = tried.at + tried.place.len() as u64;

@@ -7,6 +7,9 @@ const SEEN_MAX: usize = 8;
 /// It leads away by no more than one byte in so many.
 const GROWTH_SHARE_MIN: i64 = 2;
 
+/// Who was seen no longer ago than this, in bytes, is followed.
+const FOLLOWED_BYTES: u64 = 24 << 20;
+
 /// A place of the stream, and how many bytes farther on that was in its earlier version.
 type Seen = (u64, i64);
 
@@ -34,6 +37,11 @@ impl Track {
         }
     }
 
+    /// Whether the stream was seen not long before byte `at`, since its place was known.
+    pub fn is_followed(&self, at: u64) -> bool {
+        self.seen.len() > 1 && self.seen.back().is_some_and(|(last, _)| at <= last + FOLLOWED_BYTES)
+    }
+
     /// How many bytes farther on byte `at` of the stream should be.
     pub fn drift(&self, at: u64) -> i64 {
         let (Some(first), Some(last)) = (self.seen.front(), self.seen.back()) else { return 0 };
@@ -58,6 +66,7 @@ mod tests {
             track.see(at, 50 - (at as i64 - 1000) / 100);
         }
         assert_eq!(track.drift(5000), 10);
+        assert!(track.is_followed(6000) && !track.is_followed(1 << 30) && !Track::from(0, 0).is_followed(0));
         assert_eq!(track.drift(25_000), -190);
         track.see(900, 7_000_000);
         assert_eq!(track.drift(5000), 10, "what lies before the place that is known says nothing");
