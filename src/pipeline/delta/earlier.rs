@@ -10,11 +10,13 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, bounded};
 
 use super::guess::Guess;
+use super::guessed::Attempt;
 use super::lost::Lost;
 use super::place::Place;
 use super::rescan::{Budget, Passed, Way};
 use super::strays::Strays;
-use super::window::{Known, Window};
+use super::track::ASTRAY_BYTES;
+use super::window::Window;
 use crate::format::manifest::{ChunkEntry, StreamRef};
 use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
@@ -27,8 +29,6 @@ const OVERLAP_BYTES_MIN: u64 = 4 << 10;
 /// Cut points that agree by accident do so for fewer chunks than these, or not to so many bytes: then guesses go on where they were.
 const STEADY_CHUNKS: u32 = 8;
 const STEADY_BYTES: u64 = 4 << 10;
-/// And so far from where guesses follow the stream they are not believed before.
-const ASTRAY_BYTES: u64 = 32 << 10;
 
 /// Calls with each chunk of a list, in order, until that fails.
 pub(super) type Walk =
@@ -45,8 +45,8 @@ pub struct Earlier {
     guess: Arc<Guess>,
     /// For so many chunks it was certain that the stream is about so many bytes farther on in the earlier version.
     steady: (u32, i64),
-    /// The first of the last bases, if they are a guess.
-    guessed: Option<Known>,
+    /// Where the last bases stand, if they are a guess.
+    guessed: Option<Attempt>,
     /// The length of the largest chunks, which says nothing.
     chunk_bytes_max: u32,
 }
@@ -73,9 +73,9 @@ impl Earlier {
         earlier
     }
 
-    /// If the last bases are a guess, where to tell whether they help, and the first of them.
-    pub fn guess(&self) -> Option<(&Arc<Guess>, Known)> {
-        self.guessed.map(|base| (&self.guess, base))
+    /// If the last bases are a guess, where to tell whether they help, and where they stand.
+    pub fn guess(&self) -> Option<(&Arc<Guess>, Attempt)> {
+        self.guessed.map(|attempt| (&self.guess, attempt))
     }
 
     /// The list.
@@ -179,7 +179,7 @@ impl Earlier {
             .take_while(|known| known.start < to)
             .filter(|known| known.end().min(to) - known.start.max(from) >= OVERLAP_BYTES_MIN)
             .collect();
-        self.guessed = bases.first().copied().filter(|_| guess.is_some());
+        self.guessed = guess.zip(bases.first()).map(|(drift, base)| Attempt { drift, base: *base });
         bases.into_iter().map(|known| known.entry).collect()
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 
-use super::track::Track;
+use super::track::Tracks;
 use crate::limits::{GUESSED_BYTES_AGAIN, GUESSED_BYTES_FIRST, GUESSED_BYTES_MAX};
 
 /// Of what nobody knows, one byte in so many is tried, whatever came of it before.
@@ -21,39 +21,39 @@ pub struct Guess {
     /// Once begun it goes on while something is left: a chunk here and there would have all their blobs tried.
     is_trying: AtomicBool,
     has_helped: AtomicBool,
-    track: Mutex<Track>,
+    tracks: Mutex<Tracks>,
 }
 
 impl Guess {
     /// Of a stream that begins so many bytes farther on in its earlier version.
     pub fn new(drift: i64) -> Self {
-        let (left, track) = (AtomicI64::new(GUESSED_BYTES_FIRST), Mutex::new(Track::from(0, drift)));
-        Self { left, is_trying: AtomicBool::new(false), has_helped: AtomicBool::new(false), track }
+        let (left, tracks) = (AtomicI64::new(GUESSED_BYTES_FIRST), Mutex::new(Tracks::from(0, drift)));
+        Self { left, is_trying: AtomicBool::new(false), has_helped: AtomicBool::new(false), tracks }
     }
 
-    /// From byte `at` on it is known how many bytes farther on the stream is.
+    /// Cut points say how many bytes farther on the stream is from byte `at` on.
     pub fn set_out(&self, at: u64, drift: i64) {
-        *self.track() = Track::from(at, drift);
+        self.tracks().set_out(at, drift);
     }
 
     /// How many bytes farther on byte `at` should be.
     pub fn drift(&self, at: u64) -> i64 {
-        self.track().drift(at)
+        self.tracks().now().drift(at)
     }
 
     /// How many bytes farther on byte `at` should be, if the stream was seen not long ago.
     pub fn followed(&self, at: u64) -> Option<i64> {
-        let track = self.track();
-        track.is_followed(at).then(|| track.drift(at))
+        let tracks = self.tracks();
+        tracks.now().is_followed(at).then(|| tracks.now().drift(at))
     }
 
     /// Byte `at` was seen so many bytes farther on.
     pub fn see(&self, at: u64, drift: i64) {
-        self.track().see(at, drift);
+        self.tracks().see(at, drift);
     }
 
-    fn track(&self) -> MutexGuard<'_, Track> {
-        self.track.lock().expect("no code panics while it holds this lock")
+    fn tracks(&self) -> MutexGuard<'_, Tracks> {
+        self.tracks.lock().expect("no code panics while it holds this lock")
     }
 
     /// Whether a chunk of `bytes` may be tried, which counts.
@@ -77,8 +77,9 @@ impl Guess {
         self.change_left(|left| left.saturating_add(earned).min(GUESSED_BYTES_MAX));
     }
 
-    /// It did not help: if it never did, less is tried from now on.
-    pub fn failed(&self) {
+    /// What stood so many bytes farther on than byte `at` did not help: if nothing ever did, less is tried from now on.
+    pub fn failed(&self, at: u64, drift: i64) {
+        self.tracks().fail(at, drift);
         if !self.has_helped.load(Relaxed) {
             self.change_left(|left| left.min(GUESSED_BYTES_AGAIN));
         }
@@ -102,7 +103,7 @@ mod tests {
             let may = guess.spend(CHUNK);
             match helps {
                 Some(true) if may => guess.helped(u64::from(CHUNK)),
-                Some(false) if may => guess.failed(),
+                Some(false) if may => guess.failed(0, 0),
                 _ => {}
             }
             may
@@ -124,7 +125,7 @@ mod tests {
         let guess = Guess::new(0);
         assert!(guess.spend(CHUNK));
         guess.helped(u64::from(CHUNK));
-        guess.failed();
+        guess.failed(0, 0);
         let first = u32::try_from(GUESSED_BYTES_FIRST).unwrap();
         assert!((0..first / CHUNK).all(|_| guess.spend(CHUNK)));
     }

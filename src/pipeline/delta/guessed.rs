@@ -18,11 +18,19 @@ pub struct Guessed {
     chunks: Vec<Tried>,
 }
 
+/// Where a chunk may stand.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt {
+    /// So many bytes farther on.
+    pub drift: i64,
+    /// The first of its bases, which stands there.
+    pub base: Known,
+}
+
 /// A chunk that is tried.
 #[derive(Debug)]
 struct Tried {
-    /// The first of its bases.
-    base: Known,
+    attempt: Attempt,
     /// The byte of the stream at which it starts.
     at: u64,
     /// Where it lies in the blob.
@@ -30,11 +38,11 @@ struct Tried {
 }
 
 impl Guessed {
-    /// Adds a chunk that starts at byte `at` of its stream, and lies at `place` in the blob: it is tried against `base` and what
-    /// comes after that.
-    pub fn add(&mut self, (guess, base): (&Arc<Guess>, Known), at: u64, place: Range<usize>) {
+    /// Adds a chunk that starts at byte `at` of its stream, and lies at `place` in the blob: it is tried against the base of
+    /// `attempt` and what comes after that.
+    pub fn add(&mut self, (guess, attempt): (&Arc<Guess>, Attempt), at: u64, place: Range<usize>) {
         self.guess.get_or_insert_with(|| guess.clone());
-        self.chunks.push(Tried { base, at, place });
+        self.chunks.push(Tried { attempt, at, place });
     }
 
     fn bytes(&self) -> usize {
@@ -48,8 +56,8 @@ impl Guessed {
 
     /// The blob stands alone.
     pub fn failed(&self) {
-        if let Some(guess) = &self.guess {
-            guess.failed();
+        if let (Some(guess), Some(first)) = (&self.guess, self.chunks.first()) {
+            guess.failed(first.at, first.attempt.drift);
         }
     }
 
@@ -58,13 +66,13 @@ impl Guessed {
         let Some(guess) = &self.guess else { return };
         guess.helped(self.bytes() as u64);
         let seen = |tried: &Tried| {
-            let position = bases.iter().position(|entry| *entry == tried.base.entry)?;
+            let position = bases.iter().position(|entry| *entry == tried.attempt.base.entry)?;
             let before: u64 = bases[..position].iter().map(|entry| u64::from(entry.bytes)).sum();
             let drift = find_end(&blob[tried.place.clone()], base_bytes, usize::try_from(before).ok()?)?;
             // The bases follow each other in the earlier version, so they begin there as far before that base as in the blob.
             let begins = |start: u64, before: u64| start.cast_signed() - before.cast_signed();
             let end = tried.at + tried.place.len() as u64;
-            Some((end, begins(tried.base.start, before) - tried.at.cast_signed() + drift))
+            Some((end, begins(tried.attempt.base.start, before) - tried.at.cast_signed() + drift))
         };
         if let Some((at, drift)) = self.chunks.iter().rev().step_by(LOOK_STEP).find_map(seen) {
             guess.see(at, drift);
@@ -100,7 +108,7 @@ mod tests {
             let mut guessed = Guessed::default();
             for (number, base) in bases.into_iter().take(10).enumerate() {
                 let start = 6 + number * chunk;
-                guessed.add((&guess, base), (at + number * chunk) as u64, start..start + chunk);
+                guessed.add((&guess, Attempt { drift: 0, base }), (at + number * chunk) as u64, start..start + chunk);
             }
             assert!(guessed.may_help(&plaintext, &base_bytes));
             guessed.helped(&plaintext, &entries, &base_bytes);
@@ -118,7 +126,7 @@ mod tests {
         let base = Known { entry: ChunkEntry { id: ChunkId([1; 32]), bytes: 50_000 }, start: 700 };
         let guess = Arc::new(Guess::new(0));
         let mut guessed = Guessed::default();
-        guessed.add((&guess, base), 0, 0..50_000);
+        guessed.add((&guess, Attempt { drift: 0, base }), 0, 0..50_000);
         assert!(!guessed.may_help(&text[..50_000], &text[60_000..110_000]));
         guessed.helped(&text[..50_000], &[base.entry], &text[60_000..110_000]);
         guessed.helped(&text[..50_000], &[], &text[..50_000]);

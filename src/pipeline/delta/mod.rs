@@ -31,12 +31,11 @@ use crate::pipeline::PipelineError;
 use crate::pipeline::read::Reader;
 use earlier::{Earlier, list_of};
 pub use guess::Guess;
-pub use guessed::Guessed;
+pub use guessed::{Attempt, Guessed};
 pub use parent::Parent;
 use search::Search;
 use several::Several;
 pub use similar::Similar;
-use window::Known;
 
 /// Where bases are looked for while a stream is written.
 pub enum Candidates {
@@ -69,8 +68,8 @@ impl Candidates {
     }
 
     /// If the last bases are those that stood there, and nothing says that the stream is there: where to tell whether they help,
-    /// and the first of them.
-    pub fn guess(&self) -> Option<(&Arc<Guess>, Known)> {
+    /// and where they stand.
+    pub fn guess(&self) -> Option<(&Arc<Guess>, Attempt)> {
         match self {
             Self::Earlier(earlier) => earlier.guess(),
             Self::Several(several) => several.guess(),

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use super::earlier::{Earlier, Walk};
 use super::guess::Guess;
+use super::guessed::Attempt;
 use super::laid::{Laid, lay};
 use super::rescan::{Passed, remember};
-use super::window::Known;
 use crate::format::manifest::ChunkEntry;
 use crate::limits::EARLIER_CHUNKS_AHEAD;
 use crate::progress::Cancelled;
@@ -63,7 +63,7 @@ impl Several {
     }
 
     /// See [`Earlier::guess`].
-    pub fn guess(&self) -> Option<(&Arc<Guess>, Known)> {
+    pub fn guess(&self) -> Option<(&Arc<Guess>, Attempt)> {
         self.own.as_ref().and_then(Earlier::guess)
     }
 
