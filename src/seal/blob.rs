@@ -60,6 +60,14 @@ impl Runs {
         }
     }
 
+    /// The shortest matches that are looked for at the level that is tuned.
+    fn match_min(self) -> u32 {
+        match self {
+            Self::Long => DELTA_MATCH_MIN,
+            Self::Short => SHORT_RUNS_MATCH_MIN,
+        }
+    }
+
     /// Whether a frame that was made by these is kept, and the others are not tried.
     fn are_enough(self, delta_bytes: usize, alone_bytes: usize) -> bool {
         match self {
@@ -198,7 +206,7 @@ impl Sealer {
             set_up(context)?;
             context.set_parameter(CParameter::WindowLog(window.clamp(10, 23)))?;
             if level == LEVEL_TUNED {
-                context.set_parameter(CParameter::MinMatch(DELTA_MATCH_MIN))?;
+                context.set_parameter(CParameter::MinMatch(runs.match_min()))?;
                 context.set_parameter(CParameter::HashLog(DELTA_HASH_LOG))?;
             }
             match runs {
@@ -212,7 +220,6 @@ impl Sealer {
                 }
                 Runs::Short => {
                     context.set_parameter(CParameter::HashLog(SHORT_RUNS_HASH_LOG))?;
-                    context.set_parameter(CParameter::MinMatch(SHORT_RUNS_MATCH_MIN))?;
                 }
             }
             Ok(())

@@ -316,7 +316,8 @@ fn what_others_drop_meanwhile_is_looked_at_again() {
     stand_in(
         folder.path(),
         &format!(
-            "case \"$*\" in --version) exec \"${{0##*/}}\" \"$@\";; *globals*) part=globals;; *pre-data*) part=first;; *) part=last;; esac\n\
+            "case \"$*\" in --version) exec \"${{0##*/}}\" \"$@\";; \
+            *globals*) part=globals;; *pre-data*) part=first;; *) part=last;; esac\n\
             n=$(cat {place}/$part 2>/dev/null || echo 0); echo $((n + 1)) >{place}/$part\n. {place}/act\n\
             exec \"${{0##*/}}\" \"$@\"\n"
         ),

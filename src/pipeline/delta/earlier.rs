@@ -92,25 +92,36 @@ impl Earlier {
         }
         let there = self.step(&passed);
         let bases = if is_stored { Vec::new() } else { self.bases(there, &passed) };
+        self.note_steady(&passed);
         if let Some(way) = self.find_way(passed) {
             self.go_on(way);
         }
         bases
     }
 
+    /// Guesses set out from where cut points agree for long.
+    fn note_steady(&mut self, passed: &Passed) {
+        if !self.place.is_sure() {
+            self.steady.0 = 0;
+            return;
+        }
+        let ((chunks, last), drift) = (self.steady, self.place.drift());
+        self.steady = (if last.abs_diff(drift) <= STEADY_BYTES { chunks + 1 } else { 0 }, drift);
+        if self.is_steady() {
+            self.guess.set_out(passed.end(), drift);
+        }
+    }
+
+    fn is_steady(&self) -> bool {
+        self.steady.0 >= STEADY_CHUNKS
+    }
+
     /// Where the stream goes on, if the last chunks say that it does so elsewhere.
     fn find_way(&mut self, passed: Passed) -> Option<Way> {
         let is_lost = if self.place.is_sure() {
-            let drift = self.place.drift();
-            let is_steady = self.steady.1.abs_diff(drift) <= STEADY_BYTES;
-            self.steady = (if is_steady { self.steady.0 + 1 } else { 0 }, drift);
-            if self.steady.0 >= STEADY_CHUNKS {
-                self.guess.set_out(passed.end(), drift);
-            }
             self.lost.clear();
             false
         } else {
-            self.steady.0 = 0;
             // Where guesses follow it, cut points that lie as those of other places do so by accident.
             self.lost.note(passed) && self.place.is_lost() && self.guess.followed(passed.at).is_none()
         };
@@ -158,8 +169,7 @@ impl Earlier {
         if self.place.is_lost() {
             return Some(self.guess.drift(at));
         }
-        let is_steady = self.steady.0 >= STEADY_CHUNKS;
-        self.guess.followed(at).filter(|drift| !is_steady && drift.abs_diff(self.place.drift()) > ASTRAY_BYTES)
+        self.guess.followed(at).filter(|drift| !self.is_steady() && drift.abs_diff(self.place.drift()) > ASTRAY_BYTES)
     }
 
     /// The earlier chunks that stand where a new chunk stands now, in order; often one, or none.

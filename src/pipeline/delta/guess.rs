@@ -2,7 +2,6 @@
 //! the stream is; but rows that keep their lengths stand where they stood, and those that all grew lead away from it evenly. So what
 //! stood there is tried, as long as it helps.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 
 use super::track::Tracks;
@@ -13,80 +12,80 @@ const ALWAYS_ONE_IN: i64 = 128;
 /// Where it helped, so many times as much may be tried.
 const EARNS: i64 = 8;
 
-/// How much of a stream may be tried so, and where.
+/// How much of a stream may be tried so, and where: who cuts it asks, and those who seal its blobs tell.
 #[derive(Debug)]
 pub struct Guess {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
     /// In bytes.
-    left: AtomicI64,
+    left: i64,
     /// Once begun it goes on while something is left: a chunk here and there would have all their blobs tried.
-    is_trying: AtomicBool,
-    has_helped: AtomicBool,
-    tracks: Mutex<Tracks>,
+    is_trying: bool,
+    has_helped: bool,
+    tracks: Tracks,
 }
 
 impl Guess {
     /// Of a stream that begins so many bytes farther on in its earlier version.
     pub fn new(drift: i64) -> Self {
-        let (left, tracks) = (AtomicI64::new(GUESSED_BYTES_FIRST), Mutex::new(Tracks::from(0, drift)));
-        Self { left, is_trying: AtomicBool::new(false), has_helped: AtomicBool::new(false), tracks }
+        let (left, tracks) = (GUESSED_BYTES_FIRST, Tracks::from(0, drift));
+        Self { state: Mutex::new(State { left, is_trying: false, has_helped: false, tracks }) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while it holds this lock")
     }
 
     /// Cut points say how many bytes farther on the stream is from byte `at` on.
     pub fn set_out(&self, at: u64, drift: i64) {
-        self.tracks().set_out(at, drift);
+        self.state().tracks.set_out(at, drift);
     }
 
     /// How many bytes farther on byte `at` should be.
     pub fn drift(&self, at: u64) -> i64 {
-        self.tracks().now().drift(at)
+        self.state().tracks.now().drift(at)
     }
 
     /// How many bytes farther on byte `at` should be, if the stream was seen not long ago.
     pub fn followed(&self, at: u64) -> Option<i64> {
-        let tracks = self.tracks();
-        tracks.now().is_followed(at).then(|| tracks.now().drift(at))
+        let state = self.state();
+        let track = state.tracks.now();
+        track.is_followed(at).then(|| track.drift(at))
     }
 
     /// Byte `at` was seen so many bytes farther on.
     pub fn see(&self, at: u64, drift: i64) {
-        self.tracks().see(at, drift);
-    }
-
-    fn tracks(&self) -> MutexGuard<'_, Tracks> {
-        self.tracks.lock().expect("no code panics while it holds this lock")
+        self.state().tracks.see(at, drift);
     }
 
     /// Whether a chunk of `bytes` may be tried, which counts.
     pub fn spend(&self, bytes: u32) -> bool {
-        let bytes = i64::from(bytes);
-        let left = self.left.fetch_add(bytes / ALWAYS_ONE_IN, Relaxed);
-        let wanted = if self.is_trying.load(Relaxed) { bytes } else { GUESSED_BYTES_AGAIN };
-        let is_left = left >= wanted;
-        self.is_trying.store(is_left, Relaxed);
-        if is_left {
-            self.left.fetch_sub(bytes, Relaxed);
-        }
-        is_left
+        let (mut state, bytes) = (self.state(), i64::from(bytes));
+        let wanted = if state.is_trying { bytes } else { GUESSED_BYTES_AGAIN };
+        state.is_trying = state.left >= wanted;
+        state.left += bytes / ALWAYS_ONE_IN - if state.is_trying { bytes } else { 0 };
+        state.is_trying
     }
 
     /// So many bytes were compressed against what stood there, and it helped: several times as many may be tried. What is on its
     /// way to be compressed says nothing yet.
     pub fn helped(&self, bytes: u64) {
-        self.has_helped.store(true, Relaxed);
+        let mut state = self.state();
         let earned = i64::try_from(bytes).unwrap_or(i64::MAX).saturating_mul(EARNS);
-        self.change_left(|left| left.saturating_add(earned).min(GUESSED_BYTES_MAX));
+        state.left = state.left.saturating_add(earned).min(GUESSED_BYTES_MAX);
+        state.has_helped = true;
     }
 
     /// What stood so many bytes farther on than byte `at` did not help: if nothing ever did, less is tried from now on.
     pub fn failed(&self, at: u64, drift: i64) {
-        self.tracks().fail(at, drift);
-        if !self.has_helped.load(Relaxed) {
-            self.change_left(|left| left.min(GUESSED_BYTES_AGAIN));
+        let mut state = self.state();
+        state.tracks.fail(at, drift);
+        if !state.has_helped {
+            state.left = state.left.min(GUESSED_BYTES_AGAIN);
         }
-    }
-
-    fn change_left(&self, change: impl Fn(i64) -> i64) {
-        let _ = self.left.fetch_update(Relaxed, Relaxed, |left| Some(change(left)));
     }
 }
 

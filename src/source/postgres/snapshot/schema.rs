@@ -19,7 +19,8 @@ const PG_DUMP_LOCK_WAIT_MS: u32 = 5_000;
 /// How many of them run for one database.
 const PG_DUMPS: usize = 2;
 
-/// Holds everything back until each pg_dump has its locks and has read all that it will say: until then one can begin anew, with another snapshot.
+/// Holds everything back until each pg_dump has its locks and has read all that it will say: until then one can begin anew, with
+/// another snapshot.
 #[derive(Default)]
 pub(super) struct Gate {
     state: Mutex<GateState>,
