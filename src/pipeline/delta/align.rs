@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use super::distances::commonness;
 use super::place::{SAME_CHUNK, SKIP_COSTS, STEPS_MAX, gain};
 use crate::format::manifest::{ChunkEntry, bytes_of};
 
@@ -115,16 +116,18 @@ impl Alignment {
         let mut found = Vec::new();
         for span in 1..=self.last_bytes.len() {
             let bytes = self.last_bytes.iter().take(span).map(|bytes| u64::from(*bytes)).sum::<u64>();
-            for other in fronts.about(bytes) {
+            let about = fronts.about(bytes);
+            let common = commonness(about.len() as u64, fronts.distances.len() as u64, 2 * DIFFER_BYTES_MAX);
+            for other in about {
                 let is_same = is_stored && span == 1 && other.span == 1 && fronts.chunks[other.last].entry == *new;
-                let gained = if is_same { 2 * SAME_CHUNK } else { agreement(other.bytes.abs_diff(bytes)) };
+                let gained = if is_same { 2 * SAME_CHUNK } else { agreement(other.bytes.abs_diff(bytes)) - common };
                 found.push((other.last, gained + self.before(fronts, other, span) - skips(other.span + span - 2)));
             }
         }
         for (last, score) in found {
             let end = &mut self.ends[last];
             // A chain that may yet go on from here is not given up for a worse one.
-            if number - end.0 > STEPS_MAX as usize || score > end.1 {
+            if number - end.0 > STEPS_MAX || score > end.1 {
                 *end = (number, score);
             }
             let item = fronts.chunks[last].item;
@@ -149,10 +152,10 @@ impl Alignment {
             let end = (other.last + 1).checked_sub(other.span + skipped + 1)?;
             let (number, score) = self.ends[end];
             let new_skipped = (self.count - span).checked_sub(number)?;
-            let is_chain = number > 0 && fronts.chunks[end].item == item && new_skipped < STEPS_MAX as usize;
+            let is_chain = number > 0 && fronts.chunks[end].item == item && new_skipped < STEPS_MAX;
             is_chain.then_some(score - skips(skipped + new_skipped))
         };
-        (0..STEPS_MAX as usize).filter_map(chain).max().unwrap_or(0).max(0)
+        (0..STEPS_MAX).filter_map(chain).max().unwrap_or(0).max(0)
     }
 }
 

@@ -8,6 +8,7 @@
 //! a full cache.
 
 mod align;
+mod distances;
 mod earlier;
 mod find;
 mod guess;

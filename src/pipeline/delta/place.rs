@@ -4,8 +4,9 @@
 //! one" are chained, and each link is scored by how well the two distances agree, in bits: by how much likelier they agree
 //! so well at the same place than by accident. As in the alignment of sequences (Smith and Waterman, J. Mol. Biol. 1981; the
 //! chaining of Li, Bioinformatics 2018), scores fall below zero at wrong places and climb to their bound at the right one.
-//! Two kinds of evidence would mislead and are not used: a jump counts the less the farther it leads, as databases hold
-//! copies of the same text; and lengths that repeat, as those of chunks of the largest size do, say nothing.
+//! Evidence that would mislead counts less, or not: common distances agree by accident (`distances`); a jump counts the less
+//! the farther it leads, as databases hold copies of the same text; and lengths that repeat, as those of chunks of the
+//! largest size do, say nothing.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -14,7 +15,7 @@ use super::window::Window;
 use crate::id::ChunkId;
 
 /// So many cut points of either version may be skipped between two that agree, less one, and what each that is skipped costs.
-pub(super) const STEPS_MAX: u64 = 3;
+pub(super) const STEPS_MAX: usize = 3;
 pub(super) const SKIP_COSTS: i32 = 2;
 /// Guesses that are kept for a cut point.
 const GUESSES_MAX: usize = 16;
@@ -114,7 +115,7 @@ impl Place {
         // Of equal ones the nearest, which is the first.
         let best =
             guesses.iter().rev().copied().max_by_key(worth).filter(|guess| worth(guess) >= missed.max(SCORE_MIN));
-        if self.recent.len() as u64 == STEPS_MAX {
+        if self.recent.len() == STEPS_MAX {
             self.recent.pop_front();
         }
         self.recent.push_back(CutPoint { at: end, guesses });
@@ -159,16 +160,21 @@ impl Place {
     /// From each guess of the last cut points on.
     fn go_on(&self, window: &Window, id: Option<&ChunkId>, end: u64, found: &mut Vec<Candidate>) {
         for (cuts_skipped, cut) in (0..).zip(self.recent.iter().rev()) {
+            let distance = end - cut.at;
+            let common: [i32; STEPS_MAX] =
+                std::array::from_fn(|between| window.distances(between).commonness(distance));
             for guess in &cut.guesses {
-                for chunks_skipped in 0..STEPS_MAX {
-                    let number = guess.number + 1 + chunks_skipped;
+                for (number, common) in (guess.number + 1..).zip(common) {
                     let Some(known) = window.get(number) else { break };
-                    let is_same = id == Some(&known.entry.id);
-                    let mut gained = gain((end - cut.at).abs_diff(known.end() - guess.end));
-                    if is_same {
+                    let chunks_skipped = number - guess.number - 1;
+                    let mut gained = gain(distance.abs_diff(known.end() - guess.end));
+                    if id == Some(&known.entry.id) {
                         gained += SAME_CHUNK;
-                    } else if cuts_skipped + chunks_skipped == 0 && repeats_a_length(window, number) {
-                        gained = gained.min(0);
+                    } else {
+                        gained -= common;
+                        if cuts_skipped + chunks_skipped == 0 && repeats_a_length(window, number) {
+                            gained = gained.min(0);
+                        }
                     }
                     let skipped = i32::try_from(cuts_skipped + chunks_skipped).expect("a few steps");
                     let since = (cuts_skipped == 0).then_some(guess.number + 1);
@@ -192,10 +198,11 @@ impl Place {
 
 /// Every chunk of about the same length, as the beginning of a new chain.
 fn by_length(window: &Window, bytes: u32, found: &mut Vec<Candidate>) {
+    let common = window.distances(0).commonness(u64::from(bytes));
     for (number, known) in window.iter() {
         let differs = known.entry.bytes.abs_diff(bytes);
         if differs <= bytes / LENGTH_SHARE && !repeats_a_length(window, number) {
-            found.push((number, gain(u64::from(differs)), Some(number)));
+            found.push((number, gain(u64::from(differs)) - common, Some(number)));
         }
     }
 }

@@ -73,7 +73,7 @@ impl Track {
 
     /// The stream was seen. Returns whether that lies behind what it is known from; else it says nothing.
     pub fn see(&mut self, at: u64, drift: i64) -> bool {
-        let position = self.seen.partition_point(|(other, _)| *other <= at);
+        let position = self.seen.partition_point(|(other, _)| *other < at);
         if position > 0 {
             self.seen.insert(position, (at, drift));
         }
@@ -127,6 +127,7 @@ mod tests {
         // By accident; what was sent before tells of the one before.
         tracks.set_out(9_000_000, -2_000_000);
         tracks.see(8_000_000, 12);
+        tracks.see(9_000_000, 12);
         assert_eq!(tracks.now().drift(9_000_000), -2_000_000);
         tracks.fail(9_500_000, -2_000_000);
         assert_eq!(tracks.now().drift(9_500_000), 12);

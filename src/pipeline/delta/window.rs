@@ -5,6 +5,8 @@ use std::collections::{HashMap, VecDeque};
 
 use crossbeam_channel::Receiver;
 
+use super::distances::Distances;
+use super::place::STEPS_MAX;
 use crate::format::manifest::ChunkEntry;
 use crate::id::ChunkId;
 use crate::limits::{EARLIER_CHUNKS_AHEAD, EARLIER_CHUNKS_BEHIND};
@@ -35,6 +37,8 @@ pub struct Window {
     first: u64,
     /// Numbers of each chunk of the window: often one, and in order.
     numbers: HashMap<ChunkId, VecDeque<u64>>,
+    /// Those of its cut points, by how many others are between two.
+    distances: [Distances; STEPS_MAX],
     /// Where the last known chunk ends.
     end: u64,
     at_end: bool,
@@ -44,7 +48,8 @@ impl Window {
     /// The first chunk to come has the number `first` and starts at byte `start`. An empty batch, or a closed channel, is the end
     /// of the list.
     pub fn new(batches: Receiver<Vec<ChunkEntry>>, first: u64, start: u64) -> Self {
-        Self { batches, chunks: VecDeque::new(), first, numbers: HashMap::new(), end: start, at_end: false }
+        let (chunks, numbers, distances) = Default::default();
+        Self { batches, chunks, first, numbers, distances, end: start, at_end: false }
     }
 
     /// The chunk of a number, if it is in the window.
@@ -67,6 +72,11 @@ impl Window {
         self.first + self.chunks.partition_point(|known| known.end() <= byte) as u64
     }
 
+    /// The distances of its cut points that have so many others between them, fewer than `STEPS_MAX`.
+    pub fn distances(&self, between: usize) -> &Distances {
+        &self.distances[between]
+    }
+
     /// Moves on towards `byte`: so many chunks stay behind it, so many are known ahead.
     pub fn slide(&mut self, byte: u64) {
         let passed = self.chunks.partition_point(|known| known.end() <= byte);
@@ -84,6 +94,9 @@ impl Window {
     fn forget_first(&mut self) {
         let Some(known) = self.chunks.pop_front() else { return };
         self.first += 1;
+        for (distances, later) in self.distances.iter_mut().zip([known].iter().chain(&self.chunks)) {
+            distances.remove(later.end() - known.start);
+        }
         if let Entry::Occupied(mut numbers) = self.numbers.entry(known.entry.id) {
             numbers.get_mut().pop_front();
             if numbers.get().is_empty() {
@@ -97,5 +110,8 @@ impl Window {
         self.numbers.entry(entry.id).or_default().push_back(number);
         self.chunks.push_back(Known { entry, start: self.end });
         self.end += u64::from(entry.bytes);
+        for (distances, earlier) in self.distances.iter_mut().zip(self.chunks.iter().rev()) {
+            distances.add(self.end - earlier.start);
+        }
     }
 }
