@@ -1,14 +1,14 @@
 //! How common the distances of cut points are: common ones agree by accident.
 //!
-//! Rows of equal length that are cut in the same text in each have cut points at few distances
-//! of each other.
+//! Rows of equal length that are cut in the text that all of them have lie at few distances, and so do those that are cut soon
+//! after the least length.
 
 use std::collections::HashMap;
 
 /// Distances are counted in classes so many bytes wide.
 const CLASS_BYTES: u64 = 1 << 10;
-/// Of cut points that may be anywhere in so many bytes none agree by accident in earnest: where chunks have lengths as the chunker
-/// usually makes them, two bits less count, and lengths just above the average three.
+/// What cut points that may be anywhere in so many bytes have in common by accident is what `place::gain` allows for: of chunks whose
+/// lengths are as usual most say as much as that, and those just above the average a bit less.
 const RANGE_BYTES: u64 = 256 << 10;
 
 /// Distances, counted.
