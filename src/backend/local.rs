@@ -20,6 +20,7 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, CWD, OFlags, RenameFlags, fadvise, renameat_with};
 use rustix::io::{Errno, pread};
 
+use crate::huge_pages::in_huge_pages;
 use crate::limits::PAGE_CACHE_BYTES;
 
 use super::{
@@ -310,6 +311,7 @@ impl Backend for Local {
         let (start, len) = checked_range(name, &self.location, facts.len(), range)?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|error| failed(io::Error::other(error)))?;
+        in_huge_pages(&mut bytes);
         while bytes.len() < len {
             let at = start + bytes.len() as u64;
             match pread(&file, spare_capacity(&mut bytes), at) {

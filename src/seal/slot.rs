@@ -6,10 +6,10 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::{KeyInit, Tag, XChaCha20Poly1305, XNonce};
 use rayon::prelude::*;
-use rustix::mm::{Advice, madvise};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::format::slot::{Kdf, Slot};
+use crate::huge_pages::in_huge_pages;
 use crate::id::{RepoId, SlotId};
 use crate::limits::{ARGON2_M_KIB, ARGON2_P, ARGON2_T};
 use crate::seal::keys::MasterKey;
@@ -109,24 +109,6 @@ pub fn open_slot(slot: &Slot, secret: &Secret) -> Result<MasterKey, SlotError> {
     })
 }
 
-/// Asks the system for pages of two mebibytes behind the room that `memory` has: Argon2id reads all over it, and gets it a third
-/// sooner. Where there are none, ordinary ones serve.
-fn in_huge_pages<T>(memory: &mut Vec<T>) {
-    let page = rustix::param::page_size();
-    let room = memory.spare_capacity_mut();
-    let bytes = size_of_val(room);
-    let start = room.as_mut_ptr().cast::<u8>();
-    let skipped = start.align_offset(page);
-    let whole = bytes.saturating_sub(skipped) / page * page;
-    if whole > 0 {
-        // SAFETY: the pages lie within what `memory` owns, and the advice changes nothing that they hold.
-        let advised = unsafe { madvise(start.wrapping_add(skipped).cast(), whole, Advice::LinuxHugepage) };
-        if let Err(error) = advised {
-            tracing::debug!("no huge pages: {error}");
-        }
-    }
-}
-
 /// Key that wraps, and commitment, both from the secret and the slot's header.
 fn slot_keys(slot: &Slot, header: &[u8], secret: &Secret) -> Result<(Zeroizing<[u8; 32]>, [u8; 32]), SlotError> {
     let mut prk = Zeroizing::new([0; 32]);
@@ -136,6 +118,7 @@ fn slot_keys(slot: &Slot, header: &[u8], secret: &Secret) -> Result<(Zeroizing<[
             let params = Params::new(m_kib, t, p, Some(32)).map_err(failed)?;
             let (blocks, mut memory) = (params.block_count(), Vec::new());
             memory.try_reserve_exact(blocks).map_err(|_| failed(argon2::Error::OutOfMemory))?;
+            // Argon2id reads all over it, and gets it a third sooner.
             in_huge_pages(&mut memory);
             // By all threads: until one has got these pages from the system takes a third as long as what follows.
             memory.par_extend((0..blocks).into_par_iter().map(|_| Block::new()));
