@@ -76,6 +76,8 @@ pub const EARLIER_SCANS_PER_CHUNK: u64 = 16;
 pub const GUESSED_BYTES_FIRST: i64 = 24 << 20;
 pub const GUESSED_BYTES_AGAIN: i64 = 2 << 20;
 pub const GUESSED_BYTES_MAX: i64 = 64 << 20;
+/// Of what is followed so, each row has changed: smaller blobs, as the short runs of more rows would not find room in zstd's tables.
+pub const FOLLOWED_BLOB_BYTES_MAX: usize = 1 << 20;
 /// Items of the parent snapshot in which bases are looked for: not smaller than this, and no more of them.
 pub const EARLIER_ITEM_BYTES_MIN: u64 = 64 << 10;
 pub const EARLIER_ITEMS_MAX: usize = 20_000;
