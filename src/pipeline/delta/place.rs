@@ -164,18 +164,17 @@ impl Place {
             let common: [i32; STEPS_MAX] =
                 std::array::from_fn(|between| window.distances(between).commonness(distance));
             for guess in &cut.guesses {
-                for (number, common) in (guess.number + 1..).zip(common) {
+                for (chunks_skipped, common) in (0..).zip(common) {
+                    let number = guess.number + 1 + chunks_skipped;
                     let Some(known) = window.get(number) else { break };
-                    let chunks_skipped = number - guess.number - 1;
-                    let mut gained = gain(distance.abs_diff(known.end() - guess.end));
-                    if id == Some(&known.entry.id) {
-                        gained += SAME_CHUNK;
+                    let agreement = gain(distance.abs_diff(known.end() - guess.end));
+                    let gained = if id == Some(&known.entry.id) {
+                        agreement + SAME_CHUNK
+                    } else if cuts_skipped + chunks_skipped == 0 && repeats_a_length(window, number) {
+                        (agreement - common).min(0)
                     } else {
-                        gained -= common;
-                        if cuts_skipped + chunks_skipped == 0 && repeats_a_length(window, number) {
-                            gained = gained.min(0);
-                        }
-                    }
+                        agreement - common
+                    };
                     let skipped = i32::try_from(cuts_skipped + chunks_skipped).expect("a few steps");
                     let since = (cuts_skipped == 0).then_some(guess.number + 1);
                     found.push((number, guess.score.saturating_add(gained) - SKIP_COSTS * skipped, since));

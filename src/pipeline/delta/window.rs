@@ -92,11 +92,12 @@ impl Window {
     }
 
     fn forget_first(&mut self) {
-        let Some(known) = self.chunks.pop_front() else { return };
-        self.first += 1;
-        for (distances, later) in self.distances.iter_mut().zip([known].iter().chain(&self.chunks)) {
+        let Some(known) = self.chunks.front().copied() else { return };
+        for (distances, later) in self.distances.iter_mut().zip(&self.chunks) {
             distances.remove(later.end() - known.start);
         }
+        self.chunks.pop_front();
+        self.first += 1;
         if let Entry::Occupied(mut numbers) = self.numbers.entry(known.entry.id) {
             numbers.get_mut().pop_front();
             if numbers.get().is_empty() {
