@@ -9,7 +9,7 @@
 //! | streams being cut: what is gathered of a segment ([`SEGMENT_BYTES`]), what has begun before it, and one blob each ([`BLOB_BYTES_MAX`] and a chunk) | 6.8 MiB x W |
 //! | segments that are read by these threads and by `S` - 1 helpers, at most [`HELPERS_MAX`] | 4 MiB x (W + S - 1) |
 //! | blobs waiting for a sealer, buffers to be used again: 2 [`SEAL_QUEUE_BLOBS`] + S | 2.3 MiB x (8 + S) |
-//! | each sealer: its blob, the sealed bytes, the copy inflated again, the zstd contexts | 10 MiB x S |
+//! | each sealer: its blob, the sealed bytes, the copy inflated again, the zstd contexts, the sequences of a delta | 10 MiB x S |
 //! | packs being filled or put: 1 + [`PUT_QUEUE_PACKS`] + uploaders, each [`PACK_BYTES_TARGET`] + one blob | 18 MiB x 2, of a far store (S3) x 3 |
 //! | chunks not yet in an index object: [`INDEX_CHUNKS_MAX`] entries | 10 MiB |
 //! | SQLite page cache | 8 MiB |
@@ -76,8 +76,6 @@ pub const EARLIER_SCANS_PER_CHUNK: u64 = 16;
 pub const GUESSED_BYTES_FIRST: i64 = 24 << 20;
 pub const GUESSED_BYTES_AGAIN: i64 = 2 << 20;
 pub const GUESSED_BYTES_MAX: i64 = 64 << 20;
-/// Of what is followed so, each row has changed: smaller blobs, as the short runs of more rows would not find room in zstd's tables.
-pub const FOLLOWED_BLOB_BYTES_MAX: usize = 1 << 20;
 /// Items of the parent snapshot in which bases are looked for: not smaller than this, and no more of them.
 pub const EARLIER_ITEM_BYTES_MIN: u64 = 64 << 10;
 pub const EARLIER_ITEMS_MAX: usize = 20_000;

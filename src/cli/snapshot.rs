@@ -38,7 +38,7 @@ pub struct Args {
     /// Tag the snapshot; may be given more than once
     #[arg(long, global = true, value_name = "TAG")]
     tag: Vec<String>,
-    /// zstd level of new data, 1 to 19
+    /// zstd level of what is stored without a delta, 1 to 19
     #[arg(long, global = true, value_name = "N", default_value_t = COMPRESSION, value_parser = clap::value_parser!(i32).range(1..=19))]
     compression: i32,
     /// Compress changed chunks against the ones they were

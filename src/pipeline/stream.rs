@@ -10,8 +10,8 @@ use crate::format::manifest::{ChunkEntry, StreamRef, encode_entries};
 use crate::format::pack::{BlobContents, BlobKind};
 use crate::id::{ChunkId, ObjectId};
 use crate::limits::{
-    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, DELTA_BLOB_BYTES_MIN, FOLLOWED_BLOB_BYTES_MAX,
-    LIST_INLINE_ENTRIES, SEGMENT_BYTES, SIMILAR_FRONT_CHUNKS, STANDING_BLOBS,
+    BASE_BYTES_MAX, BLOB_BASES_MAX, BLOB_BYTES_MAX, BLOB_CHUNKS_MAX, DELTA_BLOB_BYTES_MIN, LIST_INLINE_ENTRIES,
+    SEGMENT_BYTES, SIMILAR_FRONT_CHUNKS, STANDING_BLOBS,
 };
 use crate::pipeline::PipelineError;
 use crate::pipeline::delta::{Candidates, Guessed};
@@ -81,9 +81,9 @@ impl BlobBuilder {
     ///
     /// A blob ends where the oldest version of it ends: so what changes again and again at a place rests on blobs of that
     /// place alone, and who reads a chain of them opens each once.
-    fn ends_before(&self, bytes: usize, bases: &[Base], blob_bytes_max: usize) -> bool {
+    fn ends_before(&self, bytes: usize, bases: &[Base]) -> bool {
         let base_bytes: usize = bases.iter().map(|base| base.entry.bytes as usize).sum();
-        let is_full = self.plaintext.len() + bytes > blob_bytes_max
+        let is_full = self.plaintext.len() + bytes > BLOB_BYTES_MAX
             || self.chunks.len() >= BLOB_CHUNKS_MAX
             || self.bases.len() + bases.len() > BLOB_BASES_MAX
             || self.base_bytes + base_bytes > BASE_BYTES_MAX;
@@ -272,14 +272,11 @@ impl Cutter {
             return Ok(());
         }
         let bases: Vec<_> = bases.into_iter().filter_map(|entry| self.base(entry)).collect();
-        let guess = self.candidates.guess();
-        let is_followed = guess.is_some_and(|(guess, _)| guess.followed(at).is_some());
-        let blob_bytes_max = if is_followed { FOLLOWED_BLOB_BYTES_MAX } else { BLOB_BYTES_MAX };
-        if self.blob.ends_before(plaintext.len(), &bases, blob_bytes_max) {
+        if self.blob.ends_before(plaintext.len(), &bases) {
             self.blob.flush(&self.shared.packer())?;
         }
         self.bytes_new += u64::from(bytes);
-        if let Some(guess) = guess {
+        if let Some(guess) = self.candidates.guess() {
             let start = self.blob.plaintext.len();
             self.blob.guessed.add(guess, at, start..start + plaintext.len());
         }

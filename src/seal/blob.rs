@@ -9,73 +9,12 @@ use crate::format::pack::{BlobContents, BlobKind};
 pub use crate::seal::boxed::OpenError;
 use crate::seal::boxed::{Compression, inflate, open_box, seal_box};
 use crate::seal::keys::{Keys, Kind};
-use crate::seal::prefix::PrefixDeflater;
+use crate::seal::matches::Finder;
+use crate::seal::sequences::{Blocks, SequenceDeflater};
 
 /// The standard level, with tables that fit a core's cache beside everything else that goes on: measured on 525 MB of text
 /// in blobs of 2 MiB, 14 % less time than with zstd's own tables of this level for 0.6 % more bytes.
 const LEVEL_TUNED: i32 = 3;
-
-/// Against bases, shorter matches than this are not looked for among what is new. Those of five bytes that the level asks for
-/// are found by accident in digits and hardly shorter than these themselves, and each makes zstd forget how far back the
-/// earlier version of the next row lies.
-const DELTA_MATCH_MIN: u32 = 6;
-
-/// Tables half as large as without bases: zstd fills them with the end of the bases before it begins, which takes as long as
-/// they are large, and most of what they find the long matches have found already.
-const DELTA_HASH_LOG: u32 = 15;
-
-/// One place in 2^8 is remembered to find long matches by, half as many as zstd's own choice: what stayed is longer.
-const DELTA_SAMPLED_LOG: u32 = 8;
-
-/// Tables in which the starts of all rows of the bases find room, for short runs: measured on a dump of 86 MB with a time that is new
-/// in every row of 143 bytes, 6.0 MB with these and 7.5 MB with half of them.
-const SHORT_RUNS_HASH_LOG: u32 = 19;
-
-/// Nor are short runs found by less than this: a time that is new in every row shares six digits with others by accident. Measured,
-/// rows of 66 bytes with such a time took 6.5 MB with six and 5.6 MB with seven.
-const SHORT_RUNS_MATCH_MIN: u32 = 7;
-
-/// Long runs that leave more than this part of a blob have missed many: each has a place that is remembered in two of three rows
-/// of 300 bytes. Measured on tables of 65 MB with three bytes more in every row: rows of 490 bytes take 7.3 MB, and 1.6 MB with
-/// short runs; those of 1200 bytes 2.3 and 0.6 MB. Where one row in a hundred changed, nearly all leave less.
-const LONG_RUNS_LEAVE: usize = 4;
-
-/// Short runs that leave less may well be parts of long ones.
-const SHORT_RUNS_LEAVE: usize = 8;
-
-/// What stayed of the bases.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Runs {
-    /// Most of it, in long runs, as where rows changed here and there.
-    Long,
-    /// Something of every row, as where a time is new in each.
-    Short,
-}
-
-impl Runs {
-    fn other(self) -> Self {
-        match self {
-            Self::Long => Self::Short,
-            Self::Short => Self::Long,
-        }
-    }
-
-    /// The shortest matches that are looked for at the level that is tuned.
-    fn match_min(self) -> u32 {
-        match self {
-            Self::Long => DELTA_MATCH_MIN,
-            Self::Short => SHORT_RUNS_MATCH_MIN,
-        }
-    }
-
-    /// Whether a frame that was made by these is kept, and the others are not tried.
-    fn are_enough(self, delta_bytes: usize, alone_bytes: usize) -> bool {
-        match self {
-            Self::Long => delta_bytes < alone_bytes / LONG_RUNS_LEAVE,
-            Self::Short => surely_helps(delta_bytes, alone_bytes) && delta_bytes > alone_bytes / SHORT_RUNS_LEAVE,
-        }
-    }
-}
 
 /// What a blob may be compressed against.
 #[derive(Debug, Clone, Copy, Default)]
@@ -89,11 +28,11 @@ pub struct Bases<'a> {
 /// Compresses and seals blobs. Holds the codec's contexts and buffers: one a thread.
 pub struct Sealer {
     deflate: CCtx<'static>,
-    deflate_delta: PrefixDeflater,
+    finder: Finder,
+    blocks: Blocks,
+    deflate_delta: SequenceDeflater,
     opener: Opener,
     level: i32,
-    /// What stayed of the bases of the last blob: of those of the next one most likely as well.
-    runs: Runs,
     packed: Vec<u8>,
     contents: Vec<u8>,
     check: Vec<u8>,
@@ -105,14 +44,15 @@ pub struct Sealer {
 pub struct SealError;
 
 impl Sealer {
-    /// `level` is zstd's, 1 to 19.
+    /// `level` is zstd's, 1 to 19, of blobs that stand alone.
     pub fn new(level: i32) -> Self {
         Self {
             deflate: CCtx::create(),
-            deflate_delta: PrefixDeflater::new(),
+            finder: Finder::new(),
+            blocks: Blocks::new(),
+            deflate_delta: SequenceDeflater::new(),
             opener: Opener::default(),
             level,
-            runs: Runs::Long,
             packed: Vec::new(),
             contents: Vec::new(),
             check: Vec::new(),
@@ -158,24 +98,19 @@ impl Sealer {
     /// Leaves the better frame in `self.packed` and returns the bases that it needs.
     fn compress_best<'b>(&mut self, contents: &mut BlobContents, plaintext: &[u8], bases: Bases<'b>) -> &'b [u8] {
         let Bases { plaintext: bases, alone_bytes } = bases;
-        let alone_bytes = alone_bytes.min(plaintext.len());
-        let first = self.runs;
-        self.compress(plaintext, bases, first);
-        if bases.is_empty() || first.are_enough(self.packed.len(), alone_bytes) {
+        self.packed.clear();
+        self.packed.reserve(zstd::zstd_safe::compress_bound(plaintext.len()));
+        if bases.is_empty() {
+            self.compress_alone(plaintext);
             return bases;
         }
-        let mut delta = std::mem::take(&mut self.packed);
-        self.compress(plaintext, bases, first.other());
-        if self.packed.len() < delta.len() {
-            std::mem::swap(&mut delta, &mut self.packed);
-            self.runs = first.other();
-        }
-        if surely_helps(delta.len(), alone_bytes) {
-            self.packed = delta;
+        self.compress_against(bases, plaintext);
+        if surely_helps(self.packed.len(), alone_bytes.min(plaintext.len())) {
             return bases;
         }
-        self.runs = Runs::Long;
-        self.compress(plaintext, &[], Runs::Long);
+        let delta = std::mem::take(&mut self.packed);
+        self.packed.reserve(zstd::zstd_safe::compress_bound(plaintext.len()));
+        self.compress_alone(plaintext);
         if helps(delta.len(), self.packed.len()) {
             self.packed = delta;
             return bases;
@@ -185,12 +120,20 @@ impl Sealer {
         &[]
     }
 
-    /// Compresses `plaintext` against `bases`, of which `runs` stayed, into `self.packed`.
-    fn compress(&mut self, plaintext: &[u8], bases: &[u8], runs: Runs) {
-        self.packed.clear();
-        self.packed.reserve(zstd::zstd_safe::compress_bound(plaintext.len()));
-        let level = self.level;
-        let set_up = |context: &mut CCtx<'_>| -> Result<(), usize> {
+    /// Compresses `plaintext` against `bases` into `self.packed`.
+    fn compress_against(&mut self, bases: &[u8], plaintext: &[u8]) {
+        self.blocks.begin(bases.len());
+        self.finder.find(bases, plaintext, |sequence| self.blocks.push(sequence));
+        self.blocks.finish(plaintext.len());
+        expect_done(self.deflate_delta.compress(&self.blocks, plaintext, &mut self.packed));
+    }
+
+    /// Compresses `plaintext` by itself into `self.packed`.
+    fn compress_alone(&mut self, plaintext: &[u8]) {
+        let (level, packed) = (self.level, &mut self.packed);
+        let mut compress = || {
+            let context = &mut self.deflate;
+            context.reset(ResetDirective::SessionAndParameters)?;
             context.set_parameter(CParameter::CompressionLevel(level))?;
             if level == LEVEL_TUNED {
                 context.set_parameter(CParameter::HashLog(16))?;
@@ -199,42 +142,17 @@ impl Sealer {
             context.set_parameter(CParameter::ContentSizeFlag(true))?;
             context.set_parameter(CParameter::ChecksumFlag(false))?;
             context.set_parameter(CParameter::DictIdFlag(false))?;
-            Ok(())
+            context.compress2(packed, plaintext)
         };
-        let window = usize::BITS - (bases.len() + plaintext.len()).leading_zeros();
-        let set_up_delta = |context: &mut CCtx<'_>| -> Result<(), usize> {
-            set_up(context)?;
-            context.set_parameter(CParameter::WindowLog(window.clamp(10, 23)))?;
-            if level == LEVEL_TUNED {
-                context.set_parameter(CParameter::MinMatch(runs.match_min()))?;
-                context.set_parameter(CParameter::HashLog(DELTA_HASH_LOG))?;
-            }
-            match runs {
-                Runs::Long => {
-                    // Finds what stayed the same by its long runs, for less than larger tables would cost: on scattered
-                    // updates 740:1 at 146 MB/s, where tables of 2^20 reach 130:1 at 79 MB/s.
-                    context.set_parameter(CParameter::EnableLongDistanceMatching(true))?;
-                    // Shorter ones, zstd's own 64, are found by the ordinary search as well, and cost 3 % more bytes.
-                    context.set_parameter(CParameter::LdmMinMatch(128))?;
-                    context.set_parameter(CParameter::LdmHashRateLog(DELTA_SAMPLED_LOG))?;
-                }
-                Runs::Short => {
-                    context.set_parameter(CParameter::HashLog(SHORT_RUNS_HASH_LOG))?;
-                }
-            }
-            Ok(())
-        };
-        let done = if bases.is_empty() {
-            self.deflate
-                .reset(ResetDirective::SessionAndParameters)
-                .and_then(|_| set_up(&mut self.deflate))
-                .and_then(|()| self.deflate.compress2(&mut self.packed, plaintext).map(|_| ()))
-        } else {
-            self.deflate_delta.compress(bases, plaintext, &mut self.packed, set_up_delta)
-        };
-        done.map_err(zstd::zstd_safe::get_error_name)
-            .expect("zstd compresses any bytes into a buffer of its own bound");
+        expect_done(compress().map(|_| ()));
     }
+}
+
+/// `compressed` into a buffer of zstd's own bound.
+fn expect_done(compressed: Result<(), usize>) {
+    compressed
+        .map_err(zstd::zstd_safe::get_error_name)
+        .expect("zstd compresses any bytes into a buffer of its own bound");
 }
 
 /// Whether a frame against bases is kept without compressing the blob alone, which takes as long again: `alone_bytes` is a guess.
@@ -422,7 +340,7 @@ mod tests {
         };
         let (base, text) = (day(0), day(1));
         let (stored, held) = (stored_against(&base, &text, text.len()), 6000 * 32);
-        assert!(stored < held * 8 / 5, "{stored} bytes for {held} that are new");
+        assert!(stored < held * 9 / 8, "{stored} bytes for {held} that are new");
     }
 
     #[test]
@@ -440,7 +358,7 @@ mod tests {
         let (base, text) = (day(0), day(1));
         let stored = stored_against(&base, &text, text.len() / 2);
         // Twenty-seven bits of a time, and where the rest of the row lies.
-        assert!(stored < 14_000 * 16, "{stored} bytes, of {}", text.len());
+        assert!(stored < 14_000 * 5, "{stored} bytes, of {}", text.len());
     }
 
     #[test]
@@ -452,7 +370,7 @@ mod tests {
         let day = |added: &str| (0..5000).flat_map(|number| (row(number) + added + "\n").into_bytes()).collect();
         let (base, text): (Vec<u8>, Vec<u8>) = (day(""), day("\t\\N"));
         let stored = stored_against(&base, &text, text.len() / 2);
-        assert!(stored < 5000 * 8, "{stored} bytes, of {}", text.len());
+        assert!(stored < 5000 * 5, "{stored} bytes, of {}", text.len());
     }
 
     #[test]

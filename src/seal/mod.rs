@@ -5,5 +5,6 @@
 pub mod blob;
 pub mod boxed;
 pub mod keys;
-mod prefix;
+mod matches;
+mod sequences;
 pub mod slot;
