@@ -77,7 +77,7 @@ impl BlobBuilder {
         Self { kind, chunks, plaintext, bases, base_bytes, guessed }
     }
 
-    /// Whether a chunk of `bytes` with these bases is better begun in the next blob, if this one may have `blob_bytes_max`.
+    /// Whether a chunk of `bytes` with these bases is better begun in the next blob.
     ///
     /// A blob ends where the oldest version of it ends: so what changes again and again at a place rests on blobs of that
     /// place alone, and who reads a chain of them opens each once.

@@ -98,8 +98,6 @@ impl Sealer {
     /// Leaves the better frame in `self.packed` and returns the bases that it needs.
     fn compress_best<'b>(&mut self, contents: &mut BlobContents, plaintext: &[u8], bases: Bases<'b>) -> &'b [u8] {
         let Bases { plaintext: bases, alone_bytes } = bases;
-        self.packed.clear();
-        self.packed.reserve(zstd::zstd_safe::compress_bound(plaintext.len()));
         if bases.is_empty() {
             self.compress_alone(plaintext);
             return bases;
@@ -109,7 +107,6 @@ impl Sealer {
             return bases;
         }
         let delta = std::mem::take(&mut self.packed);
-        self.packed.reserve(zstd::zstd_safe::compress_bound(plaintext.len()));
         self.compress_alone(plaintext);
         if helps(delta.len(), self.packed.len()) {
             self.packed = delta;
@@ -125,12 +122,14 @@ impl Sealer {
         self.blocks.begin(bases.len());
         self.finder.find(bases, plaintext, |sequence| self.blocks.push(sequence));
         self.blocks.finish(plaintext.len());
+        make_room(&mut self.packed, plaintext);
         expect_done(self.deflate_delta.compress(&self.blocks, plaintext, &mut self.packed));
     }
 
     /// Compresses `plaintext` by itself into `self.packed`.
     fn compress_alone(&mut self, plaintext: &[u8]) {
         let (level, packed) = (self.level, &mut self.packed);
+        make_room(packed, plaintext);
         let mut compress = || {
             let context = &mut self.deflate;
             context.reset(ResetDirective::SessionAndParameters)?;
@@ -144,15 +143,21 @@ impl Sealer {
             context.set_parameter(CParameter::DictIdFlag(false))?;
             context.compress2(packed, plaintext)
         };
-        expect_done(compress().map(|_| ()));
+        expect_done(compress());
     }
 }
 
-/// `compressed` into a buffer of zstd's own bound.
-fn expect_done(compressed: Result<(), usize>) {
+/// Empties `packed`, and makes room for whatever zstd may leave of `plaintext`.
+fn make_room(packed: &mut Vec<u8>, plaintext: &[u8]) {
+    packed.clear();
+    packed.reserve(zstd::zstd_safe::compress_bound(plaintext.len()));
+}
+
+/// What was `compressed` into such a room.
+fn expect_done<T>(compressed: Result<T, usize>) -> T {
     compressed
         .map_err(zstd::zstd_safe::get_error_name)
-        .expect("zstd compresses any bytes into a buffer of its own bound");
+        .expect("zstd compresses any bytes into a buffer of its own bound")
 }
 
 /// Whether a frame against bases is kept without compressing the blob alone, which takes as long again: `alone_bytes` is a guess.

@@ -31,8 +31,9 @@ impl Blocks {
 
     /// Begins a frame whose matches reach back into a prefix of so many bytes.
     pub fn begin(&mut self, prefix_bytes: usize) {
-        self.sequences.clear();
-        *self = Self { sequences: std::mem::take(&mut self.sequences), prefix_bytes, ..Self::new() };
+        let mut sequences = std::mem::take(&mut self.sequences);
+        sequences.clear();
+        *self = Self { sequences, prefix_bytes, ..Self::new() };
     }
 
     /// A match that crosses the end of a block is in both. What of it is too short for a match becomes literals.
@@ -117,8 +118,8 @@ impl SequenceDeflater {
         Self(NonNull::new(unsafe { ZSTD_createCCtx() }).expect("memory for a zstd context"))
     }
 
-    /// Makes the frame of `plaintext` out of its sequences, which are finished, into `packed`, which has room for it. Prefix and
-    /// plaintext have at most 8 MiB together. Errors are zstd's codes.
+    /// Appends the frame of `plaintext`, made of its sequences, which are finished, to `packed`, which has room for it.
+    /// Prefix and plaintext have at most 8 MiB together. Errors are zstd's codes.
     pub fn compress(&mut self, blocks: &Blocks, plaintext: &[u8], packed: &mut Vec<u8>) -> Result<(), usize> {
         assert_eq!((blocks.bytes, blocks.literals), (plaintext.len(), 0), "the sequences are those of the plaintext");
         let window_log = usize::BITS - (blocks.prefix_bytes + blocks.bytes).leading_zeros();
@@ -141,7 +142,6 @@ impl SequenceDeflater {
             // SAFETY: the context is alive; zstd refuses values that are out of range.
             check(unsafe { ZSTD_CCtx_setParameter(context, parameter, value) })?;
         }
-        packed.clear();
         let (sequences, room) = (&blocks.sequences, packed.spare_capacity_mut());
         // SAFETY: the buffers are as long as is said. zstd does not look at what the matches stand for, but at the plaintext
         // alone; `Blocks` adds up the bytes of its sequences to those of the plaintext, none of a block to more than a block
@@ -157,8 +157,8 @@ impl SequenceDeflater {
                 plaintext.len(),
             )
         })?;
-        // SAFETY: zstd has written so many.
-        unsafe { packed.set_len(written) };
+        // SAFETY: zstd has written so many into the room behind what there was.
+        unsafe { packed.set_len(packed.len() + written) };
         Ok(())
     }
 }
@@ -192,6 +192,7 @@ mod tests {
             blocks.begin(prefix.len());
             sequences.iter().for_each(|sequence| blocks.push(*sequence));
             blocks.finish(plaintext.len());
+            packed.clear();
             deflater.compress(&blocks, plaintext, &mut packed).map_err(zstd::zstd_safe::get_error_name).unwrap();
         }
         let mut inflated = Vec::with_capacity(plaintext.len());

@@ -195,14 +195,10 @@ mod tests {
     #[test]
     fn any_bytes_are_made_again() {
         let random = |seed: u64, bytes: usize, values: u8| {
-            let mut state = seed | 1;
-            let mut next = move || {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 32) as u8 % values
-            };
-            (0..bytes).map(|_| next()).collect::<Vec<_>>()
+            let mut random = vec![0; bytes];
+            blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut random);
+            random.iter_mut().for_each(|byte| *byte %= values);
+            random
         };
         for seed in 1..40 {
             for values in [1, 2, 4, 200] {

@@ -109,12 +109,11 @@ impl<'a> Search<'a> {
 
     /// Hands on all sequences of the text.
     pub fn run(&mut self, hand_on: &mut impl FnMut(Sequence)) {
-        let places = (self.text.len() + 1).saturating_sub(LOOKED_AT);
         let mut at = 0;
-        while at < places {
-            let window = (at + WINDOW).min(places);
+        while at < self.places() {
+            let window = (at + WINDOW).min(self.places());
             // What begins with known bytes tells rows apart that differ in the first one that is new.
-            let long = self.long(at.saturating_sub(LOOKED_AT - 1), window, places);
+            let long = self.long(at.saturating_sub(LOOKED_AT - 1), window);
             if let Some(long) = long {
                 self.end = long.start;
                 self.fill(at, long.start, hand_on);
@@ -127,8 +126,13 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// So many places of the text may be looked up.
+    fn places(&self) -> usize {
+        (self.text.len() + 1).saturating_sub(LOOKED_AT)
+    }
+
     /// The first long match that is found at `from..until`, or else the longest run.
-    fn long(&mut self, from: usize, until: usize, places: usize) -> Option<Match> {
+    fn long(&mut self, from: usize, until: usize) -> Option<Match> {
         if self.done < self.believed_until
             && let Some(run) = self.resumed(from.max(self.done), until)
         {
@@ -141,15 +145,12 @@ impl<'a> Search<'a> {
                 && best.is_none()
                 && let Some(run) = self.on_diagonal(at, self.diagonal)
             {
-                return Some(self.check(at, run, places));
+                return Some(self.check(at, run));
             }
             let more_than = best.map_or(RUN - 1, |best| best.bytes);
             if let Some(run) = self.sampled(at).filter(|run| run.bytes > more_than) {
-                if run.bytes >= LONG {
-                    return Some(run);
-                }
-                if self.is_on_diagonal(run.offset) {
-                    return Some(self.check(at, run, places));
+                if run.bytes >= LONG || self.is_on_diagonal(run.offset) {
+                    return Some(self.check(at, run));
                 }
                 best = Some(run);
             }
@@ -169,12 +170,12 @@ impl<'a> Search<'a> {
         self.compare(at, offset).filter(|run| run.bytes >= RUN_ON_DIAGONAL)
     }
 
-    /// This run on the diagonal, or a longer one near by that tells of another diagonal for certain.
-    fn check(&mut self, at: usize, run: Match, places: usize) -> Match {
+    /// This run, or, if it is short, a longer one near by that tells of another diagonal for certain.
+    fn check(&mut self, at: usize, run: Match) -> Match {
         if run.bytes >= LONG || at < self.believed_until {
             return run;
         }
-        let until = (at + CHECKED).min(places);
+        let until = (at + CHECKED).min(self.places());
         let longer = (at + 1..until).filter_map(|at| self.sampled(at)).find(|other| other.bytes > run.bytes + DOUBT);
         let Some(longer) = longer else {
             self.believed_until = until + BELIEVED;
