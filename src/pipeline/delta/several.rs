@@ -4,9 +4,10 @@
 //! name is new, and whose beginning is like none, may be a later version of what has a like name all the same.
 //!
 //! What is nearer agrees better with the last cut points: chunks that are as they were yesterday have other lengths than a week
-//! ago. How much better differs from place to place, so it is summed up over some.
+//! ago. How much better differs from place to place, so it is summed up over some, none of which counts twice.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::earlier::{Earlier, Walk};
@@ -24,9 +25,9 @@ const NEW_MIN: usize = 32;
 const SAMPLES_MAX: usize = 8;
 /// Before that nothing is nearer than one's own.
 const SAMPLES_MIN: usize = 2;
-/// What is nearer by less than so many bits, or by less than an eighth, is so by accident: scores are of one chain each, and
-/// chains break.
-const NEARER_BITS_MIN: i32 = 256;
+/// What is nearer by less than half as much again is so by accident: scores are of one chain each, and chains break. Of that half
+/// these are the bounds, in bits, as long as it is an eighth.
+const NEARER_BITS: RangeInclusive<i32> = 96..=256;
 
 /// Bases are looked for in one's own earlier version, if there is one, until another item is known to be nearer.
 pub struct Several {
@@ -84,11 +85,12 @@ impl Several {
             *sum += laid.score;
         }
         self.samples += 1;
+        let last = std::mem::take(&mut self.last);
         if own.is_some() && self.samples < SAMPLES_MIN {
             return None;
         }
         let nearest = choose(self.own_score, &self.scores).filter(|nearest| laid[*nearest].is_sure())?;
-        let way = laid[nearest].way(std::mem::take(&mut self.last))?;
+        let way = laid[nearest].way(last)?;
         let (others, own) = (&self.scores, self.own_score);
         tracing::debug!(
             "a stream goes on in an item of another name: {others:?} bits, {own:?} in its own earlier version"
@@ -112,7 +114,7 @@ impl Several {
 
 /// The first of the others that agrees clearly better than one's own, and about as well as any.
 fn choose(own: Option<i32>, others: &[i32]) -> Option<usize> {
-    let least = own.map_or(0, |own| own + NEARER_BITS_MIN.max(own / 8));
+    let least = own.map_or(0, |own| own + (own / 2).clamp(*NEARER_BITS.start(), *NEARER_BITS.end()).max(own / 8));
     let most = others.iter().max()?;
     others.iter().position(|score| *score >= least && score * 4 >= most * 3)
 }
@@ -203,7 +205,11 @@ mod tests {
         assert_eq!(choose(Some(4000), &[4510, 4500, 5900]), Some(0));
         assert_eq!(choose(Some(4000), &[4499, 3600]), None, "none is clearly nearer than one's own");
         assert_eq!(choose(Some(1000), &[1255]), None);
-        assert_eq!(choose(Some(0), &[256]), Some(0));
+        assert_eq!(choose(Some(1000), &[1256]), Some(0));
+        assert_eq!(choose(Some(300), &[449]), None);
+        assert_eq!(choose(Some(300), &[450]), Some(0));
+        assert_eq!(choose(Some(0), &[95]), None);
+        assert_eq!(choose(Some(0), &[96]), Some(0));
         assert_eq!(choose(None, &[50, 70]), Some(1), "there is no own");
     }
 }
