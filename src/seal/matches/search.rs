@@ -69,6 +69,17 @@ impl Match {
     }
 }
 
+/// A place of the text was compared with what stood `offset` before, and is the same up to `until`. So is each place between,
+/// which makes the same match.
+#[derive(Debug, Clone, Copy, Default)]
+struct Compared {
+    offset: usize,
+    until: usize,
+}
+
+/// What may stand at a place of the text: at the three recent offsets, on the diagonal, and what the tables have of it.
+type Candidates = [Compared; 6];
+
 /// Places are those of the bases, and behind them those of the text.
 pub(super) struct Search<'a> {
     tables: &'a mut Finder,
@@ -138,17 +149,17 @@ impl<'a> Search<'a> {
         {
             return Some(run);
         }
-        let mut best: Option<Match> = None;
+        let (mut best, mut diagonal, mut elsewhere): (Option<Match>, Compared, Compared) = Default::default();
         for at in from..until {
             // Once there is a run elsewhere the stream may have left the diagonal.
             if at >= self.done
                 && best.is_none()
-                && let Some(run) = self.on_diagonal(at, self.diagonal)
+                && let Some(run) = self.on_diagonal(at, self.diagonal, &mut diagonal)
             {
                 return Some(self.check(at, run));
             }
             let more_than = best.map_or(RUN - 1, |best| best.bytes);
-            if let Some(run) = self.sampled(at).filter(|run| run.bytes > more_than) {
+            if let Some(run) = self.sampled(at, &mut elsewhere).filter(|run| run.bytes > more_than) {
                 if run.bytes >= LONG || self.is_on_diagonal(run.offset) {
                     return Some(self.check(at, run));
                 }
@@ -160,14 +171,17 @@ impl<'a> Search<'a> {
 
     /// The next run on the diagonal, where it is believed, or as much farther on as the last one was.
     fn resumed(&self, from: usize, until: usize) -> Option<Match> {
-        (from..until.min(from + RESUMED))
-            .find_map(|at| self.on_diagonal(at, self.diagonal).or_else(|| self.on_diagonal(at, self.drifted)))
+        let (mut diagonal, mut drifted) = Default::default();
+        (from..until.min(from + RESUMED)).find_map(|at| {
+            self.on_diagonal(at, self.diagonal, &mut diagonal)
+                .or_else(|| self.on_diagonal(at, self.drifted, &mut drifted))
+        })
     }
 
     /// The run from this offset, if there is one.
     #[inline(always)]
-    fn on_diagonal(&self, at: usize, offset: usize) -> Option<Match> {
-        self.compare(at, offset).filter(|run| run.bytes >= RUN_ON_DIAGONAL)
+    fn on_diagonal(&self, at: usize, offset: usize, compared: &mut Compared) -> Option<Match> {
+        self.compare(at, offset, compared).filter(|run| run.bytes >= RUN_ON_DIAGONAL)
     }
 
     /// This run, or, if it is short, a longer one near by that tells of another diagonal for certain.
@@ -176,7 +190,10 @@ impl<'a> Search<'a> {
             return run;
         }
         let until = (at + CHECKED).min(self.places());
-        let longer = (at + 1..until).filter_map(|at| self.sampled(at)).find(|other| other.bytes > run.bytes + DOUBT);
+        let mut elsewhere = Compared::default();
+        let longer = (at + 1..until)
+            .filter_map(|at| self.sampled(at, &mut elsewhere))
+            .find(|other| other.bytes > run.bytes + DOUBT);
         let Some(longer) = longer else {
             self.believed_until = until + BELIEVED;
             return run;
@@ -190,39 +207,34 @@ impl<'a> Search<'a> {
 
     /// Hands on the matches that begin in `from..until` and are worth it. Returns up to where it looked.
     fn fill(&mut self, from: usize, until: usize, hand_on: &mut impl FnMut(Sequence)) -> usize {
-        let mut at = from;
+        let (mut at, mut candidates) = (from, Candidates::default());
         while at < until {
-            match self.look(at) {
+            match self.look(at, &mut candidates) {
                 None => at += 1 + ((at - self.done) >> STEP_LOG),
                 Some(found) => {
-                    let best = self.put_off(found, at + 1, until);
+                    let best = self.put_off(found, at + 1, until, &mut candidates);
                     self.take(best, hand_on);
-                    at = self.done;
+                    (at, candidates) = (self.done, Candidates::default());
                 }
             }
         }
         at
     }
 
-    /// The best match at a place of the text, which is remembered.
+    /// The best match at a place of the text, which is remembered, of those that were not found a byte before.
     #[inline(always)]
-    fn look(&mut self, at: usize) -> Option<Match> {
+    fn look(&mut self, at: usize, candidates: &mut Candidates) -> Option<Match> {
         let (bytes, place) = (&self.text[at..], self.bases.len() + at);
         let (six, ten) = (hash_6(bytes), hash_10(bytes));
+        let [first, second, third] = self.recent.map(Some);
+        let diagonal = (!self.recent.contains(&self.diagonal)).then_some(self.diagonal);
+        let [by_six, by_ten] =
+            [self.tables.by_six.get(six), self.tables.by_ten.get(ten)].map(|found| found.map(|found| place - found));
         let mut best = None;
-        let mut consider = |found: Option<Match>| {
-            if let Some(found) = found {
+        for (offset, compared) in [first, second, third, diagonal, by_six, by_ten].into_iter().zip(candidates) {
+            if let Some(found) = offset.and_then(|offset| self.compare(at, offset, compared)) {
                 best = Some(found.better(best));
             }
-        };
-        for offset in self.recent {
-            consider(self.compare(at, offset));
-        }
-        if !self.recent.contains(&self.diagonal) {
-            consider(self.compare(at, self.diagonal));
-        }
-        for found in [self.tables.by_six.get(six), self.tables.by_ten.get(ten)].into_iter().flatten() {
-            consider(self.compare(at, place - found));
         }
         self.tables.by_six.put(six, place);
         self.tables.by_ten.put(ten, place);
@@ -230,13 +242,13 @@ impl<'a> Search<'a> {
     }
 
     /// This short match, or a better one that begins in `from..until`, each a byte later than the one before.
-    fn put_off(&mut self, found: Match, from: usize, until: usize) -> Match {
+    fn put_off(&mut self, found: Match, from: usize, until: usize, candidates: &mut Candidates) -> Match {
         let mut best = found;
         for at in from..until {
             if best.bytes >= PUT_OFF {
                 break;
             }
-            match self.look(at) {
+            match self.look(at, candidates) {
                 Some(later) if later.gain_bits > best.gain_bits => best = later,
                 _ => break,
             }
@@ -246,22 +258,26 @@ impl<'a> Search<'a> {
 
     /// The match with a sample of the bases at a place of the text.
     #[inline(always)]
-    fn sampled(&self, at: usize) -> Option<Match> {
+    fn sampled(&self, at: usize, compared: &mut Compared) -> Option<Match> {
         let place = self.tables.samples.get(hash_16(&self.text[at..]))?;
-        self.compare(at, self.bases.len() + at - place)
+        self.compare(at, self.bases.len() + at - place, compared)
     }
 
-    /// What a match at `at` with the bytes `offset` before would be, if it is worth it.
+    /// What a match at `at` with the bytes `offset` before would be, if it is worth it and was not `compared` already.
     #[inline(always)]
-    fn compare(&self, at: usize, offset: usize) -> Option<Match> {
+    fn compare(&self, at: usize, offset: usize, compared: &mut Compared) -> Option<Match> {
+        if compared.offset == offset && at < compared.until {
+            return None;
+        }
         let place = (self.bases.len() + at).checked_sub(offset)?;
         let same = self.text[at..].first_chunk::<MATCH_BYTES_MIN>() == self.from(place).first_chunk();
-        if same { self.extend(at, place) } else { None }
+        if same { self.extend(at, place, compared) } else { None }
     }
 
-    fn extend(&self, at: usize, place: usize) -> Option<Match> {
+    fn extend(&self, at: usize, place: usize, compared: &mut Compared) -> Option<Match> {
         let offset = self.bases.len() + at - place;
         let ahead = same_bytes(&self.text[at..self.end.max(at)], self.from(place));
+        *compared = Compared { offset, until: at + ahead };
         let (start, bytes) = match self.done.checked_sub(at) {
             None => {
                 let back = same_bytes_back(&self.text[self.done..at], self.until(place));
