@@ -150,7 +150,8 @@ impl<'a> Search<'a> {
             return Some(run);
         }
         let (mut best, mut diagonal, mut elsewhere): (Option<Match>, Compared, Compared) = Default::default();
-        for at in from..until {
+        let mut at = from;
+        while at < until {
             // Once there is a run elsewhere the stream may have left the diagonal.
             if at >= self.done
                 && best.is_none()
@@ -158,13 +159,17 @@ impl<'a> Search<'a> {
             {
                 return Some(self.check(at, run));
             }
-            let more_than = best.map_or(RUN - 1, |best| best.bytes);
-            if let Some(run) = self.sampled(at, &mut elsewhere).filter(|run| run.bytes > more_than) {
-                if run.bytes >= LONG || self.is_on_diagonal(run.offset) {
-                    return Some(self.check(at, run));
+            if let Some(run) = self.sampled(at, &mut elsewhere).filter(|run| run.bytes >= RUN) {
+                if best.is_none_or(|best| run.bytes > best.bytes) {
+                    if run.bytes >= LONG || self.is_on_diagonal(run.offset) {
+                        return Some(self.check(at, run));
+                    }
+                    best = Some(run);
                 }
-                best = Some(run);
+                // A longer one is found behind this one as well.
+                at = at.max(run.end() - LOOKED_AT);
             }
+            at += 1;
         }
         best
     }
